@@ -1,0 +1,354 @@
+"""params.yaml -> frozen dataclasses; what it does not know is refused, naming the key.
+
+params.yaml holds five maps (datasets, protocols, splits, recipes, grids). A run is a recipe on a split with
+a seed; ``Params.run`` gathers everything that decides its numbers into one ``RunConfig``, and the hash of
+that is the run's identity: a record or a checkpoint with another hash is refused.
+
+The conversion is written here because the machines that only train carry nothing beyond torch's own stack.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from semiseg import paths
+from semiseg.errors import UserError
+
+Options = Mapping[str, Any]
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset: where it comes from, its classes in the order of their ids, where it is scored."""
+
+    source: str  # a module of semiseg/data/sources/
+    classes: tuple[str, ...]
+    evaluate: str = "val"  # the list that the headline is computed on: val or test
+    background: int | None = None  # the class that ClassMix never pastes (VOC), if there is one
+    options: Options = field(default_factory=dict)  # for the source's own Config
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.classes) <= 254:
+            raise ValueError(f"classes: {len(self.classes)} given, between 2 and 254 are possible")
+        if self.evaluate not in ("val", "test"):
+            raise ValueError(f"evaluate: '{self.evaluate}' is neither val nor test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dataset, the labelled share of its training set, and the protocol its runs are trained under."""
+
+    dataset: str
+    protocol: str
+    ratio: Fraction
+    count: int | None = None  # the published number of labelled images; else ceil(ratio x images)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio: {self.ratio} is outside (0, 1]")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count: {self.count} is not a positive number of images")
+
+    def labelled_count(self, images: int) -> int:
+        """How many of ``images`` training images are labelled."""
+        return self.count if self.count is not None else math.ceil(self.ratio * images)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A segmentation network; see semiseg.models.build."""
+
+    head: str  # a file of semiseg/models/heads/: deeplabv3plus
+    backbone: str  # resnet18, resnet50, resnet101
+    weights: str  # imagenet, none, or a file's path
+    output_stride: int = 16
+    decoder_channels: int = 256
+
+    def __post_init__(self) -> None:
+        if self.output_stride not in (8, 16):
+            raise ValueError(f"output_stride: {self.output_stride} is neither 8 nor 16")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a training image becomes a crop: long side = base_size x U(scale), crop, flip."""
+
+    base_size: int  # pixels, the long side at scale one
+    scale: tuple[float, float]
+    crop: int  # pixels, the side of the square that the network sees
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale: {list(self.scale)} is not a range of positive numbers")
+        if self.base_size < 1 or self.crop < 1:
+            raise ValueError(f"base_size {self.base_size} and crop {self.crop}: both must be positive")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """SGD with momentum (Nesterov off) and the poly schedule lr (1 - step / steps)^power."""
+
+    learning_rate: float
+    backbone_factor: float = 0.1  # the backbone's learning rate over the head's
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate: {self.learning_rate} is not positive")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything a comparison holds equal: network, crops, batches, steps, optimiser, machine settings."""
+
+    network: Network
+    geometry: Geometry
+    optimiser: Optimiser
+    labelled_batch: int
+    unlabelled_batch: int
+    steps: int
+    precision: str = "fp32"  # fp32, or bf16 autocast
+    compile: bool = False
+    validate_every: int = 1000  # steps
+    checkpoint_every: int = 500  # steps
+    log_every: int = 50  # steps
+    workers: int = 2  # processes that read images, for each stream
+    threads: int = 1  # CPU threads of one run; part of the run, for sums depend on it
+    methods: Mapping[str, Options] = field(default_factory=dict)  # schedules cut short with the steps
+
+    def __post_init__(self) -> None:
+        for name in ("labelled_batch", "unlabelled_batch", "steps", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision: '{self.precision}' is neither fp32 nor bf16")
+        for name in ("validate_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method (a file of semiseg/methods/) with one set of options for its Config."""
+
+    method: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Recipes x splits x seeds that are run together and read in one table."""
+
+    title: str
+    recipes: tuple[str, ...]
+    splits: tuple[str, ...]
+    seeds: tuple[int, ...]
+    beside: str | None = None  # a grid whose runs on the same splits stand in the table too
+
+    def runs(self) -> list[paths.Run]:
+        return [
+            paths.Run(recipe, split, seed)
+            for recipe in self.recipes
+            for split in self.splits
+            for seed in self.seeds
+        ]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides a run's numbers."""
+
+    run: paths.Run
+    dataset: Dataset
+    split: Split
+    protocol: Protocol  # without the methods' overrides, which are in options already
+    method: str
+    options: Options  # protocol.methods[method], then the recipe's own
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON of this configuration."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Params:
+    datasets: Mapping[str, Dataset]
+    protocols: Mapping[str, Protocol]
+    splits: Mapping[str, Split]
+    recipes: Mapping[str, Recipe]
+    grids: Mapping[str, Grid]
+
+    def run(self, run: paths.Run) -> RunConfig:
+        """The configuration of one run. Raises UserError for a recipe or a split that params.yaml lacks."""
+        recipe = look_up(self.recipes, run.recipe, "recipes")
+        split = look_up(self.splits, run.split, "splits")
+        protocol = self.protocols[split.protocol]
+        return RunConfig(
+            run=run,
+            dataset=self.datasets[split.dataset],
+            split=split,
+            protocol=dataclasses.replace(protocol, methods={}),
+            method=recipe.method,
+            options={**protocol.methods.get(recipe.method, {}), **recipe.options},
+        )
+
+
+def load(path: Path = paths.PARAMS) -> Params:
+    """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; start from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    params: Params = from_tree(Params, tree, str(path))
+    _check_references(params)
+    return params
+
+
+def canonical(config: object) -> str:
+    """Canonical JSON of a dataclass (sorted keys, fractions as text): equal configurations, equal text."""
+    tree = dataclasses.asdict(config)  # type: ignore[call-overload]
+    return json.dumps(tree, sort_keys=True, default=str)
+
+
+def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
+    """``entries[name]``, or a UserError that lists what there is."""
+    if name not in entries:
+        raise UserError(
+            f"params.yaml: {what}: there is no '{name}'; there are {', '.join(entries) or 'none'}"
+        )
+    return entries[name]
+
+
+def from_tree(kind: Any, tree: object, key: str) -> Any:
+    """Convert plain YAML data to ``kind`` (a dataclass, or a type of its fields), strictly.
+
+    ``key`` is the path of ``tree`` for error messages. Raises UserError on an unknown key, a missing one, a
+    value of another type, or one that the dataclass refuses.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_tree(typing.cast(type, kind), tree, key)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):  # only "X | None" is used
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if tree is None else from_tree(inner, tree, key)
+    if origin is tuple:
+        return _tuple_from_tree(arguments, tree, key)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(tree, Mapping):
+            raise UserError(f"{key}: expected a map of names, found {tree!r}")
+        return {str(name): from_tree(arguments[1], value, f"{key}: {name}") for name, value in tree.items()}
+    if kind is Any:
+        return tree
+    if kind is Fraction:
+        return _fraction(tree, key)
+    if kind is float and isinstance(tree, int | str) and not isinstance(tree, bool):
+        try:
+            return float(tree)  # YAML 1.1 reads 1e-4 as text
+        except ValueError:
+            pass
+    if not isinstance(tree, kind) or (isinstance(tree, bool) and kind is not bool):
+        raise UserError(f"{key}: expected {kind.__name__}, found {tree!r}")
+    return tree
+
+
+def _dataclass_from_tree(kind: type, tree: object, key: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{key}: expected a map of {kind.__name__} keys, found {tree!r}")
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    for name in tree:
+        if name not in fields:
+            raise UserError(f"{key}: unknown key '{name}'; known are {', '.join(fields) or 'none'}")
+    for name, each in fields.items():
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if required and name not in tree:
+            raise UserError(f"{key}: missing key '{name}'")
+    hints = typing.get_type_hints(kind)
+    values = {name: from_tree(hints[name], value, f"{key}: {name}") for name, value in tree.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _tuple_from_tree(arguments: tuple[Any, ...], tree: object, key: str) -> tuple[Any, ...]:
+    if not isinstance(tree, list):
+        raise UserError(f"{key}: expected a list, found {tree!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(tree)
+    if len(arguments) != len(tree):
+        raise UserError(f"{key}: expected {len(arguments)} values, found {len(tree)}")
+    return tuple(
+        from_tree(kind, value, f"{key}: {place}")
+        for place, (kind, value) in enumerate(zip(arguments, tree, strict=True))
+    )
+
+
+def _fraction(tree: object, key: str) -> Fraction:
+    try:
+        return Fraction(str(tree))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{key}: expected a share such as 1/8, found {tree!r}") from None
+
+
+def _check_references(params: Params) -> None:
+    """Every name that params.yaml uses must be one that it defines, or a file of the library."""
+    library = Path(__file__).parent
+    for name, dataset in params.datasets.items():
+        _check_file(library / "data" / "sources", dataset.source, f"datasets: {name}: source")
+    for name, split in params.splits.items():
+        _check_name(params.datasets, split.dataset, f"splits: {name}: dataset")
+        _check_name(params.protocols, split.protocol, f"splits: {name}: protocol")
+    for name, protocol in params.protocols.items():
+        _check_file(library / "models" / "heads", protocol.network.head, f"protocols: {name}: network: head")
+        for method in protocol.methods:
+            _check_file(library / "methods", method, f"protocols: {name}: methods")
+    for name, recipe in params.recipes.items():
+        _check_file(library / "methods", recipe.method, f"recipes: {name}: method")
+    for name, grid in params.grids.items():
+        for recipe_name in grid.recipes:
+            _check_name(params.recipes, recipe_name, f"grids: {name}: recipes")
+        for split_name in grid.splits:
+            _check_name(params.splits, split_name, f"grids: {name}: splits")
+        if grid.beside is not None:
+            _check_name(params.grids, grid.beside, f"grids: {name}: beside")
+
+
+def _check_name(entries: Mapping[str, object], name: str, key: str) -> None:
+    if name not in entries:
+        raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(entries)}")
+
+
+def _check_file(folder: Path, name: str, key: str) -> None:
+    known = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+    if name not in known:
+        raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known)}")
+
+
+def check_options(params: Params) -> None:
+    """Build every recipe's Config once, so that a wrong option is refused before any run starts.
+
+    Imports the methods, and with them torch.
+    """
+    for name, recipe in params.recipes.items():
+        for protocol_name, protocol in params.protocols.items():
+            options = {**protocol.methods.get(recipe.method, {}), **recipe.options}
+            key = f"params.yaml: recipes: {name}: options (with protocols: {protocol_name}: methods)"
+            module = importlib.import_module(f"semiseg.methods.{recipe.method}")
+            from_tree(module.Config, options, key)

@@ -1,0 +1,33 @@
+"""The supervised baseline: cross-entropy on the labelled images, the unlabelled ones unused."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from semiseg import method
+from semiseg.config import Geometry
+from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled
+from semiseg.models.network import SegmentationNetwork
+
+
+@dataclass(frozen=True)
+class Config:
+    """The baseline has no hyper-parameters of its own."""
+
+
+def views(config: Config, geometry: Geometry) -> None:
+    """No unlabelled images."""
+    return None
+
+
+class Method(method.Method):
+    def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
+        super().__init__(student)
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        logits = self.student(labelled.images)
+        loss = cross_entropy(logits, labelled.masks, ignore_index=IGNORE)
+        return loss, {"supervised": loss.detach()}

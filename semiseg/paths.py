@@ -1,0 +1,46 @@
+"""Where everything lies, relative to the project's folder (the working directory of every stage)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+DATA = Path("data")
+ARCHIVES = DATA / "archives"
+RESULTS = Path("results")
+
+
+def dataset(name: str) -> Path:
+    """The prepared dataset ``name``, with its manifest.json."""
+    return DATA / name
+
+
+def split(name: str, seed: int) -> Path:
+    """The folder of a split's labelled.txt and unlabelled.txt for one seed."""
+    return DATA / "splits" / name / str(seed)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on a split with a seed: the unit that is trained, evaluated, resumed and cached."""
+
+    recipe: str
+    split: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.recipe}/{self.split}/{self.seed}"
+
+    @property
+    def artefacts(self) -> Path:
+        """model.pt, history.csv and the TensorBoard events: large, not in git."""
+        return Path("runs", self.recipe, self.split, str(self.seed))
+
+    @property
+    def checkpoints(self) -> Path:
+        """last.pt while the run is under way; declared to no engine, so that none deletes it."""
+        return Path("checkpoints", self.recipe, self.split, str(self.seed))
+
+    @property
+    def metrics(self) -> Path:
+        """The run's record, in git."""
+        return RESULTS / "runs" / self.recipe / self.split / str(self.seed) / "metrics.json"
