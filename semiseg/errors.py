@@ -14,10 +14,12 @@ class UserError(Exception):
     The message is one line: what is wrong, where (the key or the file), what to do.
     """
 
+    exit_status = EXIT_BAD_INPUT
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit status 2.
+    """Turn what a user can mend into one line on stderr and exit status 2 (or the error's own).
 
     Everything else is a defect of this project and keeps its traceback.
     """
@@ -25,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(error.exit_status)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -1,0 +1,25 @@
+"""Train one run: python pipeline/train.py <recipe> <split> <seed>."""
+
+import argparse
+
+from semiseg import config, device, engine, paths
+from semiseg.data import prepared, splits
+from semiseg.errors import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("split")
+    parser.add_argument("seed", type=int)
+    arguments = parser.parse_args()
+    run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
+    dataset = prepared.open_dataset(run.split.dataset, run.dataset)
+    split = splits.read(arguments.split, arguments.seed)
+    with device.claimed(run.protocol.threads) as chosen:
+        engine.train(run, dataset, split, chosen)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,249 @@
+"""The training loop: the same steps, data and schedule for every method."""
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semiseg import checkpoint, method, provenance
+from semiseg.checkpoint import Checkpoint, Networks
+from semiseg.config import Optimiser, RunConfig, from_tree
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.splits import Split
+from semiseg.data.streams import evaluation_images, labelled_batches, unlabelled_batches
+from semiseg.errors import UserError
+from semiseg.evaluate import confusion
+from semiseg.files import written_whole
+from semiseg.history import History
+from semiseg.method import Labelled, Method, Task, Unlabelled
+from semiseg.metrics import mean_iou
+from semiseg.models.build import build
+from semiseg.models.network import SegmentationNetwork
+
+
+class Interrupted(UserError):
+    """SIGTERM: the run was saved and goes on when it is started again."""
+
+    exit_status = 75  # EX_TEMPFAIL: what engines retry
+
+
+def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> None:
+    """Train one run to its last step, from its checkpoint where there is one, and write its model.pt.
+
+    Raises UserError for a run that another process holds or a checkpoint of another configuration, Diverged
+    for a loss that is not finite, Interrupted after SIGTERM.
+    """
+    with checkpoint.held(config.run):
+        session = Session(config, dataset, split, device)
+        with session.history, _termination() as terminated:
+            _steps(session, terminated)
+        session.write_model()
+        shutil.rmtree(config.run.checkpoints, ignore_errors=True)
+
+
+def _steps(session: "Session", terminated: list[int]) -> None:
+    protocol, state = session.config.protocol, session.state
+    learner, optimiser, history = session.learner, session.optimiser, session.history
+    for labelled, unlabelled in session.batches():
+        began, step = time.perf_counter(), state.step
+        rate = set_learning_rate(optimiser, protocol.optimiser, step / protocol.steps)
+        seed_everything(session.config.run.seed, step)
+        with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+            loss, logs = learner.training_step(labelled, unlabelled, step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if protocol.optimiser.clip_norm is not None:
+            nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
+        optimiser.step()
+        learner.after_step(step)
+        history.add(step, {"loss": loss.detach(), **logs})
+
+        state.step += 1
+        stop = bool(terminated)
+        validate = state.step % protocol.validate_every == 0 or state.step == protocol.steps
+        save = state.step % protocol.checkpoint_every == 0 or stop
+        if validate or save or state.step % protocol.log_every == 0:
+            history.flush(rate, session.images_per_step)
+        state.seconds += time.perf_counter() - began
+        if validate:
+            session.validate()
+        if save:
+            session.save()
+        if stop:
+            raise Interrupted(f"{session.config.run}: saved after step {state.step}; start it again to go on")
+
+
+class Session:
+    """One sitting of a run: the method, its optimiser and streams, and the state that outlives it."""
+
+    def __init__(
+        self, config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device
+    ) -> None:
+        protocol = config.protocol
+        self.config, self.dataset, self.split, self.device = config, dataset, split, device
+        self._options = from_tree(method.module(config.method).Config, config.options, "params.yaml: options")
+        self._view = method.views(config.method, self._options, protocol.geometry)
+        self.images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if self._view else 0)
+        self._saved_at = config.run.checkpoints / "last.pt"
+        saved = checkpoint.load(self._saved_at, config.digest())
+
+        seed_everything(config.run.seed, -1)
+        student = build(protocol.network, len(config.dataset.classes))
+        task = Task(protocol.steps, len(split.labelled), config.dataset.background)
+        self.learner = method.build(config.method, student, self._options, task)
+        self.learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = sgd(self.learner, protocol.optimiser)
+        self.state = saved or Checkpoint(config.digest(), 0, {}, {}, [], -1.0, 0, {}, provenance.now(), 0.0)
+        if saved:
+            self.learner.load_state_dict(saved.method)
+            self.optimiser.load_state_dict(saved.optimiser)
+        if protocol.compile:
+            for network in networks(self.learner).values():
+                network.backbone.compile()
+                network.decoder.compile()
+        self.learner.train()
+        self.history = History(
+            config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history
+        )
+
+    def batches(self) -> Iterator[tuple[Labelled, Unlabelled | None]]:
+        """The batches of the steps that are left, on the device."""
+        protocol, seed = self.config.protocol, self.config.run.seed
+        steps = (self.state.step, protocol.steps)
+        labelled = labelled_batches(
+            self.dataset, self.split.labelled, protocol.geometry,
+            protocol.labelled_batch, seed, *steps, protocol.workers,
+        )  # fmt: skip
+        if self._view is None:
+            for images, masks in labelled:
+                yield self._labelled(images, masks), None
+            return
+        unlabelled = unlabelled_batches(
+            self.dataset, self.split.unlabelled, self._view,
+            protocol.unlabelled_batch, seed, *steps, protocol.workers,
+        )  # fmt: skip
+        for (images, masks), views in zip(labelled, unlabelled, strict=True):
+            yield self._labelled(images, masks), {name: self._to_device(view) for name, view in views.items()}
+
+    def _labelled(self, images: Tensor, masks: Tensor) -> Labelled:
+        return Labelled(self._to_device(images), masks.to(self.device, torch.int64, non_blocking=True))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device, non_blocking=True)
+        if tensor.dtype == torch.uint8 and tensor.ndim == 4:
+            tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    def validate(self) -> None:
+        """Score the networks on the val list, and keep them if the predictor was never better."""
+        images = evaluation_images(self.dataset, self.dataset.ids("val"), self.config.protocol.workers)
+        scored = networks(self.learner)
+        matrices = confusion(
+            scored, images, len(self.config.dataset.classes), self.device, self.config.protocol.precision
+        )
+        mious = {name: float(mean_iou(matrix)) for name, matrix in matrices.items()}
+        self.history.validated(mious)
+        miou = mious[headline(self.learner)]
+        if miou > self.state.best_miou:
+            self.state.best_miou, self.state.best_step = miou, self.state.step
+            self.state.best = state_dicts(scored)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.state.method = self.learner.state_dict()
+        self.state.optimiser = self.optimiser.state_dict()
+        self.state.history = self.history.rows
+        self.state.save(self._saved_at)
+
+    def write_model(self) -> None:
+        """Write model.pt: the networks at the last and at the best validated step, and how they were made."""
+        state, peak = self.state, None
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        model = {
+            "config_sha256": state.config_sha256,
+            "headline": headline(self.learner),
+            "last_step": state.step,
+            "last": state_dicts(networks(self.learner)),
+            "best_step": state.best_step,
+            "best": state.best,
+            "started": state.started,
+            "finished": provenance.now(),
+            "revision": provenance.revision(),
+            "packages": provenance.packages(),
+            "device": provenance.device_name(self.device),
+            "train_seconds": state.seconds,
+            "images_per_second": state.step * self.images_per_step / max(state.seconds, 1e-9),
+            "peak_memory_mib": peak,
+        }
+        with written_whole(self.config.run.artefacts / "model.pt") as temporary:
+            torch.save(model, temporary)
+
+
+def networks(learner: Method) -> dict[str, SegmentationNetwork]:
+    """What is scored: the student and, where there is one, the teacher."""
+    if learner.teacher is None:
+        return {"student": learner.student}
+    return {"student": learner.student, "teacher": learner.teacher}
+
+
+def headline(learner: Method) -> str:
+    """The name of the method's predictor among its networks."""
+    predictor = learner.predictor()
+    return next(name for name, network in networks(learner).items() if network is predictor)
+
+
+def state_dicts(scored: Mapping[str, SegmentationNetwork]) -> Networks:
+    """Copies on the CPU."""
+    return {
+        name: {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        for name, network in scored.items()
+    }
+
+
+def sgd(learner: Method, optimiser: Optimiser) -> torch.optim.SGD:
+    """SGD over two groups: the student's backbone, and every other parameter that requires a gradient."""
+    backbone = [each for each in learner.student.backbone.parameters() if each.requires_grad]
+    known = {id(each) for each in backbone}
+    rest = [each for each in learner.parameters() if each.requires_grad and id(each) not in known]
+    return torch.optim.SGD(
+        [{"params": backbone}, {"params": rest}],
+        lr=optimiser.learning_rate,
+        momentum=optimiser.momentum,
+        weight_decay=optimiser.weight_decay,
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.SGD, config: Optimiser, progress: float) -> float:
+    """The poly schedule, lr (1 - progress)^power, ``progress`` in [0, 1); returns the head's rate."""
+    rate = config.learning_rate * (1 - progress) ** config.power
+    backbone, rest = optimiser.param_groups
+    backbone["lr"], rest["lr"] = rate * config.backbone_factor, rate
+    return rate
+
+
+def seed_everything(seed: int, step: int) -> None:
+    """Seed torch's generators for one step, so that a step's randomness depends on (seed, step) alone."""
+    state = np.random.SeedSequence((seed, step + 1)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """A list that SIGTERM puts its number into, instead of ending the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

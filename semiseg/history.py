@@ -1,0 +1,117 @@
+"""What a run says of itself while it trains: history.csv, TensorBoard events, a progress bar."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import pandas as pd
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from semiseg.errors import UserError
+from semiseg.files import written_whole
+from semiseg.method import Logs
+
+PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+class Diverged(UserError):
+    """A loss is not finite."""
+
+    exit_status = 3
+
+
+class History:
+    """Collects the logs of every step on the device and reads them all at once every few steps."""
+
+    def __init__(
+        self, folder: Path, title: str, first_step: int, steps: int, rows: list[dict[str, float]]
+    ) -> None:
+        self.rows = list(rows)
+        self._path = folder / "history.csv"
+        self._pending: list[tuple[int, Logs]] = []
+        self._events = SummaryWriter(folder, purge_step=first_step)
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=first_step, desc=title, unit="step", disable=not self._terminal)
+        self._title, self._first, self._steps = title, first_step, steps
+        self._began = self._tick = self._spoke = time.perf_counter()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._bar.close()
+
+    def add(self, step: int, logs: Logs) -> None:
+        """Keep the logs of step ``step`` (from 0) on the device."""
+        self._pending.append((step, logs))
+        self._bar.update()
+
+    def flush(self, learning_rate: float, images_per_step: int) -> None:
+        """Read what was added: one row of means. Raises Diverged naming the step and the loss."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][1])
+        table = torch.stack(
+            [torch.stack([logs[name].float() for name in names]) for _, logs in self._pending]
+        )
+        values = table.double().cpu()  # the one synchronisation of these steps
+        self._refuse_non_finite(values, names)
+        now = time.perf_counter()
+        rate = images_per_step * len(self._pending) / (now - self._tick)
+        self._tick = now
+        row = {
+            "step": self._pending[-1][0] + 1,
+            "learning_rate": learning_rate,
+            **dict(zip(names, values.mean(dim=0).tolist(), strict=True)),
+            "images_per_second": rate,
+        }
+        self._pending = []
+        self._write(row)
+        self._tell(row, names)
+
+    def validated(self, mious: dict[str, float]) -> None:
+        """Put validation mIoU (in [0, 1], by "student" and "teacher") into the last row."""
+        self.rows[-1].update({f"val_miou_{name}": miou for name, miou in mious.items()})
+        self._write(self.rows.pop())
+        self._tick = time.perf_counter()
+
+    def _write(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        with written_whole(self._path) as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(name, value, int(row["step"]))
+
+    def _refuse_non_finite(self, values: torch.Tensor, names: list[str]) -> None:
+        for (step, _), row in zip(self._pending, values.tolist(), strict=True):
+            for name, value in zip(names, row, strict=True):
+                if not math.isfinite(value):
+                    raise Diverged(
+                        f"{self._title}: loss '{name}' is {value} at step {step}; "
+                        "lower learning_rate or set clip_norm in its protocol"
+                    )
+
+    def _tell(self, row: dict[str, float], names: list[str]) -> None:
+        losses = {name: f"{row[name]:.3f}" for name in names}
+        rate = f"{row['images_per_second']:.1f}"
+        self._bar.set_postfix({**losses, "images/s": rate}, refresh=False)
+        now, step = time.perf_counter(), int(row["step"])
+        if self._terminal or (now - self._spoke < PLAIN_SECONDS and step < self._steps):
+            return
+        self._spoke = now
+        left = (self._steps - step) * (now - self._began) / (step - self._first)
+        said = " ".join(f"{name} {value}" for name, value in losses.items())
+        print(
+            f"{self._title}: step {step}/{self._steps}, {said}, {rate} images/s, "
+            f"{tqdm.format_interval(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,55 @@
+"""Where a number comes from: the code's revision, the packages, the machine."""
+
+import importlib.metadata
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+CODE = ("semiseg", "pipeline", "params.yaml")  # what a revision must have unmodified
+
+
+def revision() -> str:
+    """The git commit of the working folder, "-modified" behind it when tracked code differs from it."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        modified = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-modified" if modified else commit
+
+
+def packages() -> dict[str, str]:
+    """The versions of what computes the numbers."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, CPU, {torch.get_num_threads()} thread(s)"
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], check=True, capture_output=True, text=True, timeout=30
+    ).stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

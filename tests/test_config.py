@@ -1,0 +1,133 @@
+"""params.yaml is read strictly: what is wrong is named by its key, before anything starts."""
+
+import copy
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semiseg import config, paths
+from semiseg.errors import UserError
+
+TREE = {
+    "datasets": {"shapes": {"source": "shapes", "classes": ["background", "disc"]}},
+    "protocols": {
+        "short": {
+            "network": {"head": "deeplabv3plus", "backbone": "resnet18", "weights": "none"},
+            "geometry": {"base_size": 96, "scale": [0.5, 2], "crop": 64},
+            "optimiser": {"learning_rate": "1e-2"},
+            "labelled_batch": 2,
+            "unlabelled_batch": 2,
+            "steps": 10,
+        }
+    },
+    "splits": {"shapes-1_8": {"dataset": "shapes", "protocol": "short", "ratio": "1/8"}},
+    "recipes": {"supervised": {"method": "supervised"}},
+    "grids": {
+        "demo": {"title": "Demo", "recipes": ["supervised"], "splits": ["shapes-1_8"], "seeds": [0, 1]}
+    },
+}
+
+
+def read(tmp_path: Path, tree: object) -> config.Params:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return config.load(path)
+
+
+def with_value(keys: str, value: object) -> dict:
+    tree = copy.deepcopy(TREE)
+    *way, last = keys.split(".")
+    place = tree
+    for key in way:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return tree
+
+
+def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
+    params = read(tmp_path, TREE)
+    protocol = params.protocols["short"]
+    assert protocol.optimiser.learning_rate == 0.01  # YAML 1.1 reads 1e-2 as text
+    assert protocol.geometry.scale == (0.5, 2.0)
+    assert params.splits["shapes-1_8"].ratio == Fraction(1, 8)
+    assert [str(run) for run in params.grids["demo"].runs()] == [
+        "supervised/shapes-1_8/0",
+        "supervised/shapes-1_8/1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        ("protocols.short.stepz", 5, "protocols: short: unknown key 'stepz'; known are network"),
+        ("protocols.short.steps", None, "protocols: short: missing key 'steps'"),
+        ("protocols.short.steps", "many", "protocols: short: steps: expected int, found 'many'"),
+        ("protocols.short.steps", True, "protocols: short: steps: expected int, found True"),
+        ("protocols.short.steps", 0, "protocols: short: steps: 0 is not positive"),
+        ("protocols.short.geometry.scale", [1, 2, 3], "geometry: scale: expected 2 values, found 3"),
+        ("protocols.short.network.head", "unet", "network: head: there is no 'unet'; there are deeplab"),
+        ("protocols.short.precision", "fp16", "precision: 'fp16' is neither fp32 nor bf16"),
+        ("splits.shapes-1_8.ratio", "9/8", "splits: shapes-1_8: ratio: 9/8 is outside (0, 1]"),
+        ("splits.shapes-1_8.ratio", "0", "ratio: 0 is outside (0, 1]"),
+        ("splits.shapes-1_8.ratio", "eighth", "ratio: expected a share such as 1/8, found 'eighth'"),
+        ("splits.shapes-1_8.dataset", "kitti", "dataset: there is no 'kitti'; there are shapes"),
+        ("datasets.shapes.source", "imagenet", "source: there is no 'imagenet'; there are"),
+        ("recipes.supervised.method", "magic", "recipes: supervised: method: there is no 'magic'"),
+        ("grids.demo.recipes", ["cmb"], "grids: demo: recipes: there is no 'cmb'"),
+        ("grids.demo.beside", "main", "grids: demo: beside: there is no 'main'"),
+        ("grids", None, "missing key 'grids'"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, keys: str, value: object, said: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path, with_value(keys, value))
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert "params.yaml" in str(refusal.value)
+
+
+def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not found; start from the project's folder"):
+        config.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        config.load(tmp_path / "params.yaml")
+
+
+def test_a_wrong_option_of_a_method_is_refused(tmp_path: Path) -> None:
+    params = read(tmp_path, with_value("recipes.supervised.options", {"weight": 1}))
+    with pytest.raises(UserError, match=r"recipes: supervised: options.*unknown key 'weight'"):
+        config.check_options(params)
+
+
+def test_the_digest_changes_with_what_a_run_reads_and_with_nothing_else(tmp_path: Path) -> None:
+    run = paths.Run("supervised", "shapes-1_8", 0)
+    before = read(tmp_path, TREE).run(run).digest()
+    assert read(tmp_path, with_value("grids.demo.title", "Other")).run(run).digest() == before
+    other_recipe = with_value("recipes.other", {"method": "supervised"})
+    assert read(tmp_path, other_recipe).run(run).digest() == before
+    assert read(tmp_path, with_value("protocols.short.steps", 11)).run(run).digest() != before
+    assert read(tmp_path, TREE).run(paths.Run("supervised", "shapes-1_8", 1)).digest() != before
+
+
+def test_a_recipes_option_goes_before_the_protocols(tmp_path: Path) -> None:
+    tree = with_value("protocols.short.methods", {"supervised": {"a": 1, "b": 1}})
+    tree["recipes"]["supervised"]["options"] = {"b": 2}
+    assert read(tmp_path, tree).run(paths.Run("supervised", "shapes-1_8", 0)).options == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "images", "count"),
+    [("1/16", 10582, 662), ("1/8", 10582, 1323), ("1/50", 10582, 212), ("1/8", 2975, 372), ("1", 367, 367)],
+)
+def test_the_published_counts_are_ceilings(ratio: str, images: int, count: int) -> None:
+    assert config.Split("voc", "unified", Fraction(ratio)).labelled_count(images) == count
+
+
+def test_a_named_count_goes_before_the_ratio() -> None:
+    assert config.Split("voc", "unified", Fraction("1/4"), count=2645).labelled_count(10582) == 2645
