@@ -48,9 +48,9 @@ class SegmentationNetwork(nn.Module):
         return features
 
     def upsampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class logits (B, C, H, W) of decoder features, bilinearly upsampled to ``size`` = (H, W)."""
-        return interpolate(self.classifier(features), size, mode="bilinear", align_corners=False)
+        """Class logits (B, C, H, W) float32 of decoder features, bilinearly upsampled to ``size`` = (H, W)."""
+        return interpolate(self.classifier(features).float(), size, mode="bilinear", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits (B, C, H, W) at the images' own size."""
+        """Class logits (B, C, H, W) float32 at the images' own size."""
         return self.upsampled(self.features(images), (images.shape[-2], images.shape[-1]))

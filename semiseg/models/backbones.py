@@ -1,0 +1,68 @@
+"""torchvision's ResNets without their classifier, at output stride 16 or 8."""
+
+from typing import NamedTuple
+
+import torchvision
+from torch import Tensor, nn
+
+from semiseg.errors import UserError
+
+NAMES = ("resnet18", "resnet50", "resnet101")
+
+
+class Maps(NamedTuple):
+    """What decoders take from a backbone of output stride s."""
+
+    low: Tensor  # layer1's output, (B, low_channels, H/4, W/4), sizes rounded up
+    high: Tensor  # layer4's output, (B, high_channels, H/s, W/s), sizes rounded up
+
+
+class ResNet(nn.Module):
+    """conv1 to layer4 under torchvision's own names, so that its state dicts load.
+
+    ``name`` is one of NAMES; ``output_stride`` is 16 or 8: the strides beyond it become dilation (DeepLab).
+    Raises UserError for another backbone and ValueError for another stride.
+    """
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        if name not in NAMES:
+            raise UserError(f"network: backbone: there is no '{name}'; there are {', '.join(NAMES)}")
+        if output_stride not in (8, 16):
+            raise ValueError(f"output_stride: {output_stride} is neither 8 nor 16")
+        resnet = getattr(torchvision.models, name)(weights=None)
+        self.name = name
+        self.output_stride = output_stride
+        self.low_channels: int = resnet.layer2[0].conv1.in_channels
+        self.high_channels: int = resnet.fc.in_features
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            resnet.layer1,
+            resnet.layer2,
+            resnet.layer3,
+            resnet.layer4,
+        )
+        if output_stride == 8:
+            _dilate(self.layer3, 1)
+        _dilate(self.layer4, 16 // output_stride)
+
+    def forward(self, images: Tensor) -> Maps:
+        """Maps of normalised images (B, 3, H, W)."""
+        low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        return Maps(low, self.layer4(self.layer3(self.layer2(low))))
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Replace the stride of ``stage``, which is reached at ``dilation``, by twice the dilation after it.
+
+    The convolution that had the stride still sees the grid before it. So the dense output, read at every
+    second position, is what the strided stage gives.
+    """
+    for convolution in stage.modules():
+        if not isinstance(convolution, nn.Conv2d):
+            continue
+        strided = convolution.stride == (2, 2)
+        convolution.stride = (1, 1)
+        if convolution.kernel_size == (3, 3):
+            rate = dilation if strided else 2 * dilation
+            convolution.dilation = convolution.padding = (rate, rate)

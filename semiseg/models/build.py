@@ -1,0 +1,30 @@
+"""The network that params.yaml describes."""
+
+import importlib
+
+from semiseg.config import Network
+from semiseg.errors import UserError
+from semiseg.models import weights
+from semiseg.models.backbones import ResNet
+from semiseg.models.network import SegmentationNetwork
+
+
+def build(network: Network, num_classes: int) -> SegmentationNetwork:
+    """A network of ``num_classes`` on the CPU, in training mode, with the weights it asks for.
+
+    A head is a file of semiseg/models/heads/ with a function
+    ``network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork``.
+    What is initialised at random draws from torch's default generator. Raises UserError for an unknown
+    backbone or head and for weights that cannot be had or do not fit.
+    """
+    name = f"semiseg.models.heads.{network.head}"
+    try:
+        head = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(f"network: head: there is no '{network.head}' in semiseg/models/heads/") from None
+    backbone = ResNet(network.backbone, network.output_stride)
+    built: SegmentationNetwork = head.network(backbone, network.decoder_channels, num_classes)
+    weights.load(built, network)
+    return built

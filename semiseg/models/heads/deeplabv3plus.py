@@ -1,0 +1,64 @@
+"""DeepLabv3+ (Chen et al., ECCV 2018): atrous pyramid with image pooling, and a decoder at stride 4."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from semiseg.models.backbones import Maps, ResNet
+from semiseg.models.layers import convolution
+from semiseg.models.network import SegmentationNetwork
+
+LOW_LEVEL_CHANNELS = 48
+RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # output stride -> atrous rates
+
+
+def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork:
+    """Features (B, channels, H/4, W/4), sizes rounded up; the paper's width is 256.
+
+    The paper does not speak of dropout. It stands where both methods' released codes have it: 0.5 behind
+    the pyramid, 0.1 before the classifier (SemiSeg-Contrastive model/deeplabv3.py; Context-Aware-Consistency
+    models/modeling/aspp.py, models/model.py). The latter's third, between the decoder's convolutions, is
+    left out.
+    """
+    return SegmentationNetwork(
+        backbone,
+        Decoder(backbone, channels),
+        nn.Sequential(nn.Dropout(0.1), nn.Conv2d(channels, num_classes, 1)),
+        num_classes=num_classes,
+        feature_channels=channels,
+        feature_stride=4,
+    )
+
+
+class Decoder(nn.Module):
+    def __init__(self, backbone: ResNet, channels: int) -> None:
+        super().__init__()
+        self.pyramid = AtrousPyramid(backbone.high_channels, channels, RATES[backbone.output_stride])
+        self.low_level = convolution(backbone.low_channels, LOW_LEVEL_CHANNELS)
+        self.refine = nn.Sequential(
+            convolution(channels + LOW_LEVEL_CHANNELS, channels, 3), convolution(channels, channels, 3)
+        )
+
+    def forward(self, maps: Maps) -> Tensor:
+        low = self.low_level(maps.low)
+        high = interpolate(self.pyramid(maps.high), low.shape[-2:], mode="bilinear", align_corners=False)
+        features: Tensor = self.refine(torch.cat([high, low], dim=1))
+        return features
+
+
+class AtrousPyramid(nn.Module):
+    """Parallel 1x1, three atrous 3x3 and the image's mean, projected to (B, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [convolution(inputs, outputs), *(convolution(inputs, outputs, 3, rate) for rate in rates)]
+        )
+        self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), *convolution(inputs, outputs))
+        self.project = nn.Sequential(*convolution((len(rates) + 2) * outputs, outputs), nn.Dropout(0.5))
+
+    def forward(self, high: Tensor) -> Tensor:
+        parts = [branch(high) for branch in self.branches]
+        parts.append(self.image_pooling(high).expand(-1, -1, *high.shape[-2:]))
+        projected: Tensor = self.project(torch.cat(parts, dim=1))
+        return projected

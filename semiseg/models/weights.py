@@ -1,0 +1,107 @@
+"""Weights to start from: torchvision's ImageNet ones, none, or a file."""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from semiseg import paths
+from semiseg.config import Network
+from semiseg.errors import UserError
+from semiseg.models.network import SegmentationNetwork
+
+# torchvision's IMAGENET1K_V1; the digits in a name begin the file's sha256.
+IMAGENET = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+}
+ADDRESS = "https://download.pytorch.org/models"
+
+
+def load(built: SegmentationNetwork, network: Network) -> None:
+    """Load what ``network.weights`` names into ``built``.
+
+    ``imagenet``: torchvision's file for the backbone. ``none``: nothing. Else a file's path: a state dict of
+    torchvision's ResNet (its classifier fc is left out) or of a whole SegmentationNetwork. Raises UserError
+    for a file that cannot be had or read, or whose tensors are not exactly the network's.
+    """
+    if network.weights == "none":
+        return
+    path = imagenet(network.backbone) if network.weights == "imagenet" else Path(network.weights)
+    tensors = read(path)
+    if any(name.startswith("backbone.") for name in tensors):
+        fill(built, tensors, path)
+    else:
+        trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+        fill(built.backbone, trunk, path)
+
+
+def imagenet(backbone: str) -> Path:
+    """torchvision's file for ``backbone``, looked for among the archives, else fetched; digest checked."""
+    from semiseg.data import archives
+
+    name = IMAGENET[backbone]
+    address = f"{ADDRESS}/{name}"
+    path = archives.find(name)
+    if path is None:
+        try:
+            path = archives.fetch(name, [address], None)
+        except (UserError, OSError) as error:
+            raise UserError(
+                f"network: weights: imagenet: {address} could not be fetched ({error}); "
+                f"put {name} into {paths.ARCHIVES}/"
+            ) from None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(Path(name).stem.rpartition("-")[2]):
+        raise UserError(
+            f"{path}: its sha256 begins with {digest[:8]}, so it is not torchvision's {name}; "
+            f"remove it and put {address} in its place"
+        )
+    return path
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict's file, on the CPU, read without running code from it."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"network: weights: {path}: not found; give imagenet, none or a file's path"
+        ) from None
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: not a file of weights ({reason}); fetch it again") from None
+    if not isinstance(tensors, Mapping) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise UserError(f"{path}: not a state dict of tensors; save the network's state_dict() alone")
+    return dict(tensors)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``tensors`` into ``module``; a UserError names those that are missing, unknown or misshapen."""
+    wanted = module.state_dict()
+    # Batch norm's counter is younger than some of torchvision's files; with a fixed momentum nothing reads it.
+    counters = {name for name in wanted if name.endswith(".num_batches_tracked")}
+    faults = {
+        "missing": [name for name in wanted if name not in tensors and name not in counters],
+        "unexpected": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
+            for name in wanted
+            if name in tensors and tensors[name].shape != wanted[name].shape
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
+        raise UserError(f"{path}: does not fit the network: {listed}; give the weights of this very network")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
