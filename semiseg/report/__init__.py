@@ -1,0 +1,1 @@
+"""Records -> tables, figures and one page. Nothing in here imports torch."""

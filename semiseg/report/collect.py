@@ -1,0 +1,157 @@
+"""The runs of a grid that are there, checked against params.yaml, and what they say together."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from semiseg import record
+from semiseg.config import Dataset, Grid, Params, Protocol, look_up
+from semiseg.errors import UserError
+from semiseg.paths import Run
+from semiseg.record import Record, Scores
+
+BASELINE = "supervised"  # the recipe that gains are measured against
+
+Pick = Callable[[Record], Scores]
+
+
+def last(run: Record) -> Scores:
+    """The headline's step."""
+    return run.last
+
+
+def best(run: Record) -> Scores:
+    """The step that scored highest on the val list."""
+    return run.best
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of figures over seeds."""
+
+    mean: float
+    std: float | None  # with n - 1; None for one figure
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary | None:
+    """None where there is nothing to summarise."""
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Summary(mean, None, 1)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Summary(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+
+
+@dataclass(frozen=True)
+class Results:
+    """A grid, the rows of its table (those of the grid beside it first) and its finished runs."""
+
+    name: str
+    grid: Grid
+    params: Params
+    recipes: tuple[str, ...]
+    records: Mapping[Run, Record]  # in the table's order: recipe, split, seed
+
+    def runs(self, recipe: str, split: str) -> list[Record]:
+        """The finished runs of one cell, by seed."""
+        runs = (Run(recipe, split, seed) for seed in self.grid.seeds)
+        return [self.records[run] for run in runs if run in self.records]
+
+    def miou(self, recipe: str, split: str, pick: Pick) -> Summary | None:
+        """mIoU in [0, 1] of the predictor over the cell's seeds."""
+        return summarise([each.score(pick(each)).miou for each in self.runs(recipe, split)])
+
+    def gain(self, recipe: str, split: str, pick: Pick) -> Summary | None:
+        """mIoU minus the baseline's on the same split and seed, over the seeds that both have."""
+        if recipe == BASELINE:
+            return None
+        differences = []
+        for each in self.runs(recipe, split):
+            baseline = self.records.get(Run(BASELINE, split, each.seed))
+            if baseline is not None:
+                differences.append(each.score(pick(each)).miou - baseline.score(pick(baseline)).miou)
+        return summarise(differences)
+
+    def missing(self) -> dict[str, list[Run]]:
+        """The runs of the table that are not there, by the grid whose target runs them."""
+        grids = {self.name: self.grid}
+        if self.grid.beside is not None:
+            grids[self.grid.beside] = self.params.grids[self.grid.beside]
+        wanted = set(self._table())
+        missing = {
+            name: [run for run in grid.runs() if run in wanted and run not in self.records]
+            for name, grid in grids.items()
+        }
+        return {name: runs for name, runs in missing.items() if runs}
+
+    def _table(self) -> list[Run]:
+        return _table(self.grid, self.recipes)
+
+    def dataset(self, split: str) -> Dataset:
+        return self.params.datasets[self.params.splits[split].dataset]
+
+    def protocols(self) -> dict[str, Protocol]:
+        """The protocols of the grid's splits, by name, in the order of the splits."""
+        names = dict.fromkeys(self.params.splits[split].protocol for split in self.grid.splits)
+        return {name: self.params.protocols[name] for name in names}
+
+    def labelled(self, split: str) -> int | None:
+        """The number of labelled images, where a record or params.yaml tells it."""
+        for recipe in self.recipes:
+            for each in self.runs(recipe, split):
+                return each.labelled
+        return self.params.splits[split].count
+
+    def heading(self, split: str) -> str:
+        """ "1/8 (46)": the labelled share and the images; the split's name where the share is ambiguous."""
+        splits = [self.params.splits[name] for name in self.grid.splits]
+        plain = len({each.dataset for each in splits}) == 1 and len({each.ratio for each in splits}) == len(
+            splits
+        )
+        name = share(self.params.splits[split].ratio) if plain else split
+        labelled = self.labelled(split)
+        return name if labelled is None else f"{name} ({labelled})"
+
+
+def share(ratio: Fraction) -> str:
+    """A labelled share as text: 1/8, or full."""
+    return "full" if ratio == 1 else str(ratio)
+
+
+def command(grid: str) -> str:
+    """What runs what is missing of a grid. The target comes first: --resources would swallow it."""
+    return f"snakemake {grid} --cores 8 --resources gpu=4"
+
+
+def collect(params: Params, name: str) -> Results:
+    """Read the records of the grid ``name`` and of the grid beside it.
+
+    Raises UserError for an unknown grid, and for a record of another configuration than params.yaml has now.
+    """
+    grid = look_up(params.grids, name, "grids")
+    recipes = grid.recipes
+    if grid.beside is not None:
+        recipes = tuple(dict.fromkeys((*params.grids[grid.beside].recipes, *grid.recipes)))
+    records = {}
+    for run in _table(grid, recipes):
+        if run.metrics.exists():
+            records[run] = _read(params, run, name)
+    return Results(name, grid, params, recipes, records)
+
+
+def _table(grid: Grid, recipes: Iterable[str]) -> list[Run]:
+    return [Run(recipe, split, seed) for recipe in recipes for split in grid.splits for seed in grid.seeds]
+
+
+def _read(params: Params, run: Run, grid: str) -> Record:
+    found = record.read(run.metrics)
+    if found.provenance.config_sha256 != params.run(run).digest():
+        raise UserError(
+            f"{run.metrics}: the run {run} was made with another configuration than params.yaml has now; "
+            f"restore params.yaml, or remove this file and run it again: {command(grid)}"
+        )
+    return found
