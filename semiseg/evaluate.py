@@ -28,7 +28,7 @@ def confusion(
 
     All networks lie on ``device`` and see the same decoded images, in evaluation mode; every module's mode is
     as before afterwards. ``precision``: fp32, or bf16 autocast. The host waits for the device once, at the
-    end. Raises ValueError for a mask of another size than its image.
+    end. Raises UserError for a mask of another size than its image.
     """
     totals = torch.zeros(len(networks), num_classes, num_classes, dtype=torch.int64, device=device)
     with _evaluation(networks.values(), device, precision):
@@ -67,12 +67,17 @@ def _pixels(images: Tensor, device: torch.device) -> Tensor:
 def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
     """Neighbours of one size, at most BATCH_PIXELS together."""
     batch: list[Image] = []
-    for each in images:
-        size = each[2].shape
+    for name, image, mask in images:
+        size = mask.shape
+        if image.shape[1:] != size:
+            raise UserError(
+                f"{name}: its mask is {size[1]}x{size[0]} pixels, its image "
+                f"{image.shape[2]}x{image.shape[1]}; prepare the dataset again"
+            )
         if batch and (batch[0][2].shape != size or (len(batch) + 1) * size.numel() > BATCH_PIXELS):
             yield batch
             batch = []
-        batch.append(each)
+        batch.append((name, image, mask))
     if batch:
         yield batch
 

@@ -48,7 +48,7 @@ class SegmentationNetwork(nn.Module):
         return features
 
     def upsampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class logits (B, C, H, W) float32 of decoder features, bilinearly upsampled to ``size`` = (H, W)."""
+        """Class logits (B, C, H, W) float32 of decoder features, bilinearly upsampled to ``size``, (H, W)."""
         return interpolate(self.classifier(features).float(), size, mode="bilinear", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load ``tensors`` into ``module``; a UserError names those that are missing, unknown or misshapen."""
     wanted = module.state_dict()
-    # Batch norm's counter is younger than some of torchvision's files; with a fixed momentum nothing reads it.
+    # Batch norm's counter is younger than some of torchvision's files; nothing here reads it.
     counters = {name for name in wanted if name.endswith(".num_batches_tracked")}
     faults = {
         "missing": [name for name in wanted if name not in tensors and name not in counters],

@@ -1,0 +1,47 @@
+"""PSPNet (Zhao et al., CVPR 2017) without its auxiliary loss: pyramid pooling of layer4's output."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from semiseg.models.backbones import Maps, ResNet
+from semiseg.models.layers import convolution
+from semiseg.models.network import SegmentationNetwork
+
+BINS = (1, 2, 3, 6)
+
+
+def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork:
+    """Features (B, channels, H/s, W/s); the paper has ResNet-50, s = 8 and a width of 512.
+
+    As the code released with DCC has it (Context-Aware-Consistency models/encoder.py), but for the backbone's
+    first layer: torchvision's 7x7 convolution, not three of 3x3.
+    """
+    return SegmentationNetwork(
+        backbone,
+        PyramidPooling(backbone.high_channels, channels),
+        nn.Conv2d(channels, num_classes, 1),
+        num_classes=num_classes,
+        feature_channels=channels,
+        feature_stride=backbone.output_stride,
+    )
+
+
+class PyramidPooling(nn.Module):
+    """Means over 1x1, 2x2, 3x3 and 6x6 regions beside the map itself, then a 3x3 convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        width = inputs // len(BINS)
+        self.regions = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), *convolution(inputs, width)) for bins in BINS
+        )
+        self.fuse = convolution(inputs + len(BINS) * width, outputs, 3)
+
+    def forward(self, maps: Maps) -> Tensor:
+        size = maps.high.shape[-2:]
+        parts = [maps.high]
+        for region in self.regions:
+            parts.append(interpolate(region(maps.high), size, mode="bilinear", align_corners=False))
+        features: Tensor = self.fuse(torch.cat(parts, dim=1))
+        return features
