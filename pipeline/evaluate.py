@@ -1,0 +1,27 @@
+"""Evaluate one trained run and write its record: python pipeline/evaluate.py <recipe> <split> <seed>."""
+
+import argparse
+
+from semiseg import config, device, paths, record, scoring
+from semiseg.data import prepared, splits
+from semiseg.errors import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("split")
+    parser.add_argument("seed", type=int)
+    arguments = parser.parse_args()
+    run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
+    dataset = prepared.open_dataset(run.split.dataset, run.dataset)
+    split = splits.read(arguments.split, arguments.seed)
+    with device.claimed(run.protocol.threads) as chosen:
+        result = scoring.score_run(run, dataset, split, chosen)
+    record.write(result, run.run.metrics)
+    print(f"{run.run}: mIoU {result.miou:.1%} on {result.evaluated_on} ({result.headline}, last step)")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
