@@ -1,5 +1,6 @@
 """A pool of fake device ids, shared by real processes."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def test_runs_never_share_a_device(tmp_path: Path) -> None:
     assert spans.keys() == {"4", "7"}
     for each in spans.values():
         ordered = sorted(each)
-        for (_, ended), (began, _) in zip(ordered, ordered[1:], strict=False):
+        for (_, ended), (began, _) in itertools.pairwise(ordered):
             assert ended <= began
 
 
