@@ -1,0 +1,6 @@
+"""Losses: pure functions, the papers' equations."""
+
+from semiseg.losses.class_memory import class_memory_loss
+from semiseg.losses.entropy import entropy_loss
+
+__all__ = ["class_memory_loss", "entropy_loss"]

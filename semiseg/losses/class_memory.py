@@ -1,0 +1,47 @@
+"""The contrast of pixels with a class-wise memory."""
+
+import torch
+from torch import Tensor
+
+
+def class_memory_loss(
+    predictions: Tensor,
+    labels: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    prediction_scores: Tensor,
+    memory_scores: Tensor,
+    num_classes: int,
+) -> Tensor:
+    """Attention-weighted cosine distance of each class's pixels to its memory (CMB, L_contr).
+
+    predictions: (N, D); labels: (N,) int; memory: (M, D); memory_labels: (M,) int; prediction_scores: (N,);
+    memory_scores: (M,), both the sigmoid outputs in (0, 1). Rows whose label is outside [0, num_classes)
+    are ignored. Returns a scalar in [0, 2].
+
+    With w_i = s_i / mean(s) and v_j = t_j / mean(t) within a class c, the paper's mean over all pairs of
+    w_i v_j (1 − cos(p_i, z_j)) is 1 − ⟨Σ s_i p̂_i / Σ s_i, Σ t_j ẑ_j / Σ t_j⟩, for the weights have mean
+    one: two segment sums instead of an N × M matrix. The sum over the classes is divided by num_classes;
+    a class that is missing on either side adds zero.
+    """
+    centre, present = _class_centres(predictions, labels, prediction_scores, num_classes)
+    memory_centre, remembered = _class_centres(memory, memory_labels, memory_scores, num_classes)
+    distance = 1 - (centre * memory_centre).sum(dim=1)
+    loss = torch.where(present & remembered, distance, 0).sum() / num_classes
+    return loss.to(torch.promote_types(predictions.dtype, torch.float32))
+
+
+def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Σ s x̂ / Σ s of each class's rows: (num_classes, D) float64, and which classes have a row.
+
+    In double precision: one minus a cosine loses digits where the features agree, and reduced-precision
+    matrix products (TF32, autocast) do not touch it.
+    """
+    rows, scores = rows.double(), scores.double()
+    classes = torch.arange(num_classes, device=labels.device)
+    member = classes[:, None] == labels[None, :]  # (num_classes, N)
+    mass = torch.where(member, scores, 0)
+    total = mass.sum(dim=1, keepdim=True)
+    norms = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
+    sums = (mass / norms) @ rows
+    return sums / torch.where(total > 0, total, 1), member.any(dim=1)
