@@ -95,7 +95,7 @@ class Session:
 
         seed_everything(config.run.seed, -1)
         student = build(protocol.network, len(config.dataset.classes))
-        task = Task(protocol.steps, len(split.labelled), config.dataset.background)
+        task = Task(protocol.steps, len(split.labelled), config.dataset.background, len(split.unlabelled))
         self.learner = method.build(config.method, student, self._options, task)
         self.learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = sgd(self.learner, protocol.optimiser)

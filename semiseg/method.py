@@ -43,6 +43,7 @@ class Task:
     total_steps: int
     labelled_images: int  # in the split, not in the batch
     background: int | None  # the class that mixing never pastes
+    unlabelled_images: int = 0  # in the split
 
 
 class Method(nn.Module):
