@@ -1,0 +1,344 @@
+"""CMB: pixel-level contrastive learning from a class-wise memory bank.
+
+Alonso, Sabater, Ferstl, Montesano, Murillo: Semi-Supervised Semantic Segmentation with Pixel-Level
+Contrastive Learning from a Class-wise Memory Bank, ICCV 2021. "Released code" is
+github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists where it differs from the paper,
+and the option for each difference.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+
+from semiseg import method
+from semiseg.config import Geometry
+from semiseg.data.augment import (
+    Pixels,
+    classmix,
+    colour_jitter,
+    gaussian_blur,
+    random_flip,
+    random_scale_crop,
+)
+from semiseg.data.geometry import random_scale_crop_flip
+from semiseg.losses import class_memory_loss, entropy_loss
+from semiseg.losses.class_balance import median_frequency_weights
+from semiseg.memory import ClassMemory
+from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models import teacher
+from semiseg.models.network import SegmentationNetwork
+from semiseg.models.pixel_heads import ClassAttention, PixelHead
+
+
+@dataclass(frozen=True)
+class Config:
+    # the total loss: L_sup + the three below, each by its weight
+    pseudo_weight: float = 1.0
+    entropy_weight: float = 0.01
+    contrast_weight: float = 0.1
+    # schedules, in steps
+    ramp_up_steps: int = (
+        2000  # until ClassMix, contrast and class balance start and the pseudo-labels count in full
+    )
+    memory_lead_steps: int = 1000  # by how much the memory is filled before the contrast starts
+    # teacher
+    teacher_decay: float = 0.995  # grows to 1 along a cosine
+    teacher_rate: float = 1.0  # how fast the true average at the start is left behind; released code: 10
+    teacher_training_mode: bool = False  # batch statistics, buffers not averaged; released code: true
+    # pseudo-labels
+    confidence_power: float = 6.0  # a pseudo-label's weight is confidence^k; 0: all weigh the same
+    entropy_normalised: bool = False  # divide by log C; released code: true
+    class_balance: bool = False  # weight both cross-entropies by class; released code: on Cityscapes
+    # ClassMix
+    mix_labelled: float = 0.2
+    mix_unlabelled: float = 0.75
+    mix_extra_classes: int = 0  # pasted beyond half of an image's classes; released code: 1
+    # contrast
+    attention: str = (
+        "both"  # which side is weighted: both, prediction (what the released code amounts to), none
+    )
+    dim: int = 256
+    # memory
+    memory_size: int = 256  # features a class
+    memory_filter: bool = True  # only pixels that the teacher gets right with confidence > memory_confidence
+    memory_confidence: float = 0.95
+    memory_order: str = "highest"  # which of a step's pixels enter: highest or lowest attention, or random
+    images_hold: str = "all"  # classes: all (as in Cityscapes), or few, C / 3 (as in VOC): the step's budget
+
+    def __post_init__(self) -> None:
+        _one_of("attention", self.attention, "both", "prediction", "none")
+        _one_of("memory_order", self.memory_order, "highest", "lowest", "random")
+        _one_of("images_hold", self.images_hold, "all", "few")
+        if self.attention == "none" and self.memory_order != "random":
+            raise ValueError("attention: none leaves nothing to rank by: memory_order must be random")
+
+
+def _one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """The weak view of an unlabelled image.
+
+    It holds image (3, crop, crop) uint8 and mask (crop, crop) uint8, 255 where padded and 0 elsewhere.
+    """
+    return partial(_weak_view, geometry=geometry)
+
+
+def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry) -> dict[str, Tensor]:
+    crop, mask = random_scale_crop_flip(image, None, geometry, generator)
+    return {"image": crop, "mask": mask}
+
+
+class Method(method.Method):
+    label_frequencies: Tensor  # (C,) float32, pixels of each class, a mean over the labelled images seen
+    pseudo_frequencies: Tensor  # (C,) float32, the same of pseudo-labels, over about the last pass
+
+    def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
+        super().__init__(student)
+        num_classes, dim = student.num_classes, config.dim
+        self.config, self.task, self.num_classes = config, task, num_classes
+        self.projection = PixelHead(student.feature_channels, dim)
+        self.prediction = PixelHead(dim, dim)
+        self.prediction_attention = ClassAttention(num_classes, dim) if config.attention != "none" else None
+        self.memory_attention = ClassAttention(num_classes, dim) if config.attention == "both" else None
+
+        self.teacher = teacher.frozen_copy(student)
+        self.teacher_projection = teacher.frozen_copy(self.projection)
+        ranking = self.memory_attention or self.prediction_attention
+        self.teacher_attention = teacher.frozen_copy(ranking) if ranking is not None else None
+
+        self.memory = ClassMemory(num_classes, config.memory_size, dim)
+        self.register_buffer("label_frequencies", torch.zeros(num_classes))
+        self.register_buffer("pseudo_frequencies", torch.zeros(num_classes))
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        config = self.config
+        self._set_teacher_mode()
+
+        # Augmentation anchoring: the teacher labels the weak view, the student learns from two strong ones.
+        anchor = self._pseudo_labelled(unlabelled["image"], unlabelled["mask"])
+        class_weights = self._class_weights(labelled.masks, anchor.labels, step)
+        labels = self._weak(labelled)
+        strong = _joined(self._strong(anchor, step), self._strong(anchor, step))
+
+        labelled_features, labelled_logits = self._student(labels.images)
+        strong_features, strong_logits = self._student(strong.images)
+
+        supervised = cross_entropy(labelled_logits, labels.labels, class_weights, ignore_index=IGNORE)
+        pseudo = ramp_up(step, config.ramp_up_steps) * self._pseudo_label_loss(
+            strong_logits, strong, class_weights
+        )
+        entropy = entropy_loss(strong_logits, strong.labels != IGNORE, normalised=config.entropy_normalised)
+        if config.contrast_weight > 0 and step >= config.ramp_up_steps - config.memory_lead_steps:
+            self._remember(labels)
+        contrast = torch.zeros_like(supervised)
+        if config.contrast_weight > 0 and step >= config.ramp_up_steps:
+            contrast = self._contrast(labelled_features, labels.labels)
+            contrast = contrast + self._contrast(strong_features, strong.labels)
+
+        loss = (
+            supervised
+            + config.pseudo_weight * pseudo
+            + config.entropy_weight * entropy
+            + config.contrast_weight * contrast
+        )
+        logs = {"supervised": supervised, "pseudo": pseudo, "entropy": entropy, "contrast": contrast}
+        remembered = self.memory.count.float().mean() / config.memory_size
+        return loss, {**{name: log.detach() for name, log in logs.items()}, "memory": remembered}
+
+    def after_step(self, step: int) -> None:
+        config = self.config
+        decay = teacher.decay(
+            step, self.task.total_steps, base=config.teacher_decay, rate=config.teacher_rate
+        )
+        buffers = not config.teacher_training_mode
+        assert self.teacher is not None
+        teacher.follow(self.teacher, self.student, decay, buffers=buffers)
+        teacher.follow(self.teacher_projection, self.projection, decay, buffers=buffers)
+        ranking = self.memory_attention or self.prediction_attention
+        if self.teacher_attention is not None and ranking is not None:
+            teacher.follow(self.teacher_attention, ranking, decay, buffers=buffers)
+
+    # --- images ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _pseudo_labelled(self, images: Tensor, padding: Tensor) -> Pixels:
+        """The teacher's most confident class and its confidence, IGNORE and zero on padding."""
+        _, labels, confidence = self._teacher(images)
+        outside = padding == IGNORE
+        return Pixels(images, labels.masked_fill(outside, IGNORE), confidence.masked_fill(outside, 0.0))
+
+    def _weak(self, labelled: Labelled) -> Pixels:
+        """Labelled crops, which the loader has scaled and flipped, mixed among themselves and jittered."""
+        pixels = Pixels(*labelled, (labelled.masks != IGNORE).float())
+        pixels = self._mixed(pixels, self.config.mix_labelled)
+        return pixels._replace(images=_jittered(pixels.images, probability=0.2, strength=0.125))
+
+    def _strong(self, anchor: Pixels, step: int) -> Pixels:
+        """One strong view, with the released code's values (trainSSL.py, 330-348)."""
+        pixels = self._mixed(anchor, self.config.mix_unlabelled if step >= self.config.ramp_up_steps else 0.0)
+        pixels = random_scale_crop(pixels, probability=0.8, scale=(0.75, 1.75))
+        pixels = random_flip(pixels, probability=0.5)
+        images = _jittered(pixels.images, probability=0.8, strength=0.25)
+        return pixels._replace(images=gaussian_blur(images, probability=0.2, sigma=(0.1, 1.5)))
+
+    def _mixed(self, pixels: Pixels, probability: float) -> Pixels:
+        return classmix(
+            pixels,
+            num_classes=self.num_classes,
+            probability=probability,
+            background=self.task.background,
+            extra_classes=self.config.mix_extra_classes,
+        )
+
+    # --- networks -------------------------------------------------------------------------------------
+
+    def _student(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoder features, and logits (float32) at the images' size."""
+        features = self.student.features(images)
+        return features, self.student.upsampled(features, _size(images)).float()
+
+    def _teacher(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decoder features, and the predicted class and its probability at the images' size."""
+        assert self.teacher is not None
+        features = self.teacher.features(images)
+        logits = self.teacher.upsampled(features, _size(images))
+        confidence, labels = torch.softmax(logits.float(), dim=1).max(dim=1)
+        return features, labels, confidence
+
+    def _set_teacher_mode(self) -> None:
+        for network in (self.teacher, self.teacher_projection, self.teacher_attention):
+            if network is not None:
+                network.train(self.config.teacher_training_mode)
+
+    # --- losses ---------------------------------------------------------------------------------------
+
+    def _pseudo_label_loss(self, logits: Tensor, pixels: Pixels, class_weights: Tensor | None) -> Tensor:
+        """Cross-entropy by confidence^k, a mean over all pixels of both views; ignored pixels add zero."""
+        losses = cross_entropy(logits, pixels.labels, class_weights, ignore_index=IGNORE, reduction="none")
+        return (losses * pixels.weights.pow(self.config.confidence_power)).mean()
+
+    @torch.no_grad()
+    def _remember(self, labelled: Pixels) -> None:
+        """Put the teacher's projections of good labelled pixels into the memory."""
+        config = self.config
+        features, predicted, confidence = self._teacher(labelled.images)
+        size = (features.shape[-2], features.shape[-1])
+        labels = _at_features(labelled.labels, size)
+        good = labels != IGNORE
+        if config.memory_filter:
+            correct = _at_features(predicted, size) == labels
+            good = good & correct & (_at_features(confidence, size) > config.memory_confidence)
+        entering = torch.where(good, labels, IGNORE)
+        projections = self.teacher_projection(_rows(features), good)
+        if config.memory_order == "random" or self.teacher_attention is None:
+            scores = torch.rand(len(entering), device=entering.device)
+        else:
+            scores = self.teacher_attention(projections, entering)
+            scores = -scores if config.memory_order == "lowest" else scores
+        self.memory.add(projections, entering, scores, self._budget(len(labelled.images)))
+
+    def _budget(self, images: int) -> int:
+        """How many features a class may enter at a step (released code: utils/feature_memory.py)."""
+        an_image = round(self.config.memory_size / self.task.labelled_images)
+        if self.config.images_hold == "few":
+            an_image = int(self.num_classes / 3 * an_image)
+        return images * max(1, an_image)
+
+    def _contrast(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Pull the student's predicted features towards the memory of their class."""
+        labels = _at_features(labels, (features.shape[-2], features.shape[-1]))
+        counted = labels != IGNORE
+        predictions = self.prediction(self.projection(_rows(features), counted), counted)
+        memory, memory_labels = self.memory.features.flatten(0, 1), self.memory.labels().flatten()
+        return class_memory_loss(
+            predictions,
+            labels,
+            memory,
+            memory_labels,
+            # the attention learns to weigh features, and must not move them
+            _scores(self.prediction_attention, predictions.detach(), labels),
+            _scores(self.memory_attention, memory, memory_labels),
+            self.num_classes,
+        )
+
+    @torch.no_grad()
+    def _class_weights(self, labels: Tensor, pseudo_labels: Tensor, step: int) -> Tensor | None:
+        """Weights of the classes, once the ramp-up is over and every unlabelled image was seen.
+
+        The released code sums the counts of the last pass over the images; here the pseudo-labels' are an
+        exponential mean over as many steps, in two buffers of C numbers.
+        """
+        if not self.config.class_balance:
+            return None
+        one_pass = max(1, self.task.unlabelled_images // len(pseudo_labels))
+        self.label_frequencies.lerp_(_frequencies(labels, self.num_classes), 1 / (step + 1))
+        self.pseudo_frequencies.lerp_(
+            _frequencies(pseudo_labels, self.num_classes), 1 / min(step + 1, one_pass)
+        )
+        if step < max(self.config.ramp_up_steps, one_pass):
+            return None
+        return median_frequency_weights(
+            self.task.labelled_images * self.label_frequencies
+            + self.task.unlabelled_images * self.pseudo_frequencies
+        )
+
+
+def ramp_up(step: int, steps: int) -> float:
+    """exp(−5 (1 − step / steps)²), one from ``steps`` on."""
+    return 1.0 if step >= steps else math.exp(-5 * (1 - step / steps) ** 2)
+
+
+def _jittered(images: Tensor, *, probability: float, strength: float) -> Tensor:
+    """Colour jitter of one strength, divided as the released code does (utils/transformsgpu.py)."""
+    return colour_jitter(
+        images,
+        probability=probability,
+        brightness=strength,
+        contrast=strength,
+        saturation=strength / 2,
+        hue=strength / 3,
+    )
+
+
+def _joined(one: Pixels, other: Pixels) -> Pixels:
+    return Pixels(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B h w, D)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B h w,): the nearest pixel of each feature."""
+    small = interpolate(values[:, None].float(), size, mode="nearest")
+    return small.flatten().to(values.dtype)
+
+
+def _scores(attention: ClassAttention | None, rows: Tensor, labels: Tensor) -> Tensor:
+    if attention is None:
+        return torch.ones(len(rows), device=rows.device)
+    scores: Tensor = attention(rows, labels)
+    return scores
+
+
+def _frequencies(labels: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each class in an image of labels (B, H, W), a mean over the batch: (C,) float32."""
+    inside = (labels >= 0) & (labels < num_classes)
+    counts = torch.zeros(num_classes + 1, device=labels.device)
+    flat = torch.where(inside, labels, num_classes).flatten()
+    return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))[:-1] / len(labels)
