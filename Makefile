@@ -1,0 +1,36 @@
+# A newcomer's two commands; each sets up .venv where it is missing or older than constraints.txt.
+#   make demo    the whole benchmark on generated images: a few minutes on two CPU cores
+#   make test    everything that .ci/run checks
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo test
+.DEFAULT_GOAL := demo
+
+demo: .venv/.ready
+	snakemake demo --cores 2
+	@echo
+	@cat results/tables/demo.md
+	@echo
+	@echo "Report: $(CURDIR)/results/report.html"
+
+# $(call step,COMMAND): run it, and say which one failed.
+step = @echo; echo "== $(1)"; $(1) || { echo "make test: failed: $(1)" >&2; exit 1; }
+
+test: .venv/.ready
+	$(call step,ruff check .)
+	$(call step,ruff format --check .)
+	$(call step,mypy)
+	$(call step,snakemake --lint)
+	$(call step,snakefmt --check Snakefile)
+	$(call step,pytest --cov --cov-report=term:skip-covered)
+
+.venv/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not: make PYTHON=python3.12 (or where yours lies)" >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

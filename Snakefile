@@ -1,0 +1,266 @@
+# The benchmark as a table of contents: one rule a stage, one target a grid of params.yaml.
+#   snakemake demo --cores 2                  the demo
+#   snakemake --cores 8 --resources gpu=4     the papers' grids, four runs at a time
+import sys
+from pathlib import Path
+
+from semiseg import config as benchmark
+from semiseg import ingredients
+from semiseg.errors import UserError
+from semiseg.paths import Run
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version, validate
+
+min_version("9.27")
+
+
+configfile: "params.yaml"
+
+
+# What `snakemake` and `dvc repro` run when no grid is named (dvc.yaml lists the same).
+DEFAULT_GRIDS = ["camvid"]
+
+if workflow.config_settings.overwrite_config:
+    raise WorkflowError(
+        "--config and --configfile do not reach the stages, which read params.yaml themselves: "
+        "change params.yaml instead"
+    )
+validate(config, "pipeline/params.schema.yaml", set_default=False)
+try:
+    PARAMS = benchmark.load(Path("params.yaml"))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+if not workflow.deployment_settings.deployment_method:
+    # The stages run under the Python that runs Snakemake, activated or not.
+    shell.prefix(f"PATH={Path(sys.executable).parent}:$PATH; ")
+
+
+def run_of(wildcards):
+    return Run(wildcards.recipe, wildcards.split, int(wildcards.seed))
+
+
+def dataset_of(wildcards):
+    return PARAMS.splits[wildcards.split].dataset
+
+
+def manifest_of(wildcards):
+    return f"data/{dataset_of(wildcards)}/manifest.json"
+
+
+def threads_of(wildcards):
+    return PARAMS.run(run_of(wildcards)).protocol.threads
+
+
+def runs_in_table(grid):
+    """The grid's runs and, of the grid beside it, those on the same splits and seeds."""
+    entry = PARAMS.grids[grid]
+    beside = PARAMS.grids[entry.beside].runs() if entry.beside else []
+    return entry.runs() + [
+        run for run in beside if run.split in entry.splits and run.seed in entry.seeds
+    ]
+
+
+def records_of(wildcards):
+    return [str(run.metrics) for run in runs_in_table(wildcards.grid)]
+
+
+def histories_of(wildcards):
+    return [str(run.artefacts / "history.csv") for run in runs_in_table(wildcards.grid)]
+
+
+def results_of(grid):
+    return expand(
+        "results/tables/{grid}.{kind}", grid=grid, kind=["csv", "md", "tex"]
+    ) + [f"results/figures/{grid}"]
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    recipe="[^/]+",
+    split="[^/]+",
+    seed=r"\d+",
+    grid="[^/]+",
+
+
+localrules:
+    all,
+    check,
+
+
+rule all:
+    input:
+        [results_of(grid) for grid in DEFAULT_GRIDS],
+
+
+for each in PARAMS.grids:
+
+    rule:
+        name:
+            each
+        input:
+            results_of(each),
+        localrule: True
+
+
+rule check:
+    input:
+        "params.yaml",
+        sorted(map(str, Path().glob("semiseg/**/*.py"))),
+        sorted(map(str, Path().glob("pipeline/*.py"))),
+    output:
+        directory("data/ingredients"),
+    log:
+        "logs/check.log",
+    conda:
+        "environment.yaml"
+    message:
+        "check params.yaml"
+    shell:
+        "python pipeline/check.py 2>&1 | tee {log}"
+
+
+# `check` comes first wherever it is an input, and `ancient` keeps its date from mattering: what it notes is
+# compared by each rule itself, as the parameter `ingredients`.
+
+
+rule download:
+    input:
+        ancient("data/ingredients"),
+    output:
+        update("data/{dataset}/manifest.json"),
+    log:
+        "logs/download/{dataset}.log",
+    conda:
+        "environment.yaml"
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.download(PARAMS, wildcards.dataset)
+        ),
+    message:
+        "prepare {wildcards.dataset}"
+    shell:
+        "python pipeline/download.py {wildcards.dataset} 2>&1 | tee {log}"
+
+
+rule split:
+    input:
+        ancient("data/ingredients"),
+        manifest=manifest_of,
+    output:
+        "data/splits/{split}/{seed}/labelled.txt",
+        "data/splits/{split}/{seed}/unlabelled.txt",
+    log:
+        "logs/split/{split}/{seed}.log",
+    conda:
+        "environment.yaml"
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.split(PARAMS, wildcards.split)
+        ),
+    message:
+        "draw {wildcards.split}, seed {wildcards.seed}"
+    shell:
+        "python pipeline/split.py {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+
+
+rule train:
+    input:
+        ancient("data/ingredients"),
+        manifest=manifest_of,
+        labelled="data/splits/{split}/{seed}/labelled.txt",
+        unlabelled="data/splits/{split}/{seed}/unlabelled.txt",
+    output:
+        model="runs/{recipe}/{split}/{seed}/model.pt",
+        history="runs/{recipe}/{split}/{seed}/history.csv",
+    log:
+        "logs/train/{recipe}/{split}/{seed}.log",
+    benchmark:
+        "logs/train/{recipe}/{split}/{seed}.benchmark.tsv"
+    conda:
+        "environment.yaml"
+    threads: threads_of
+    resources:
+        gpu=1,
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.train(PARAMS, run_of(wildcards))
+        ),
+    message:
+        "train {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
+    shell:
+        "python pipeline/train.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+
+
+rule evaluate:
+    input:
+        ancient("data/ingredients"),
+        manifest=manifest_of,
+        model="runs/{recipe}/{split}/{seed}/model.pt",
+        history="runs/{recipe}/{split}/{seed}/history.csv",
+    output:
+        "results/runs/{recipe}/{split}/{seed}/metrics.json",
+    log:
+        "logs/evaluate/{recipe}/{split}/{seed}.log",
+    conda:
+        "environment.yaml"
+    threads: threads_of
+    resources:
+        gpu=1,
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.evaluate(PARAMS, run_of(wildcards))
+        ),
+    message:
+        "evaluate {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
+    shell:
+        "python pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+
+
+rule tables:
+    input:
+        ancient("data/ingredients"),
+        records=records_of,
+    output:
+        csv=report("results/tables/{grid}.csv", category="Tables", subcategory="{grid}"),
+        markdown="results/tables/{grid}.md",
+        latex="results/tables/{grid}.tex",
+    log:
+        "logs/tables/{grid}.log",
+    conda:
+        "environment.yaml"
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.tables(PARAMS, wildcards.grid)
+        ),
+    message:
+        "tables of {wildcards.grid}"
+    shell:
+        "python pipeline/tables.py {wildcards.grid} 2>&1 | tee {log}"
+
+
+rule report:
+    input:
+        ancient("data/ingredients"),
+        records=records_of,
+        histories=histories_of,
+        table="results/tables/{grid}.csv",
+    output:
+        report(
+            directory("results/figures/{grid}"),
+            patterns=["{figure}.png"],
+            category="Figures",
+            subcategory="{grid}",
+        ),
+    log:
+        "logs/report/{grid}.log",
+    conda:
+        "environment.yaml"
+    params:
+        ingredients=lambda wildcards: ingredients.text(
+            ingredients.report(PARAMS, wildcards.grid)
+        ),
+    message:
+        "figures of {wildcards.grid}, results/report.html"
+    shell:
+        "python pipeline/report.py {wildcards.grid} 2>&1 | tee {log}"
