@@ -1,0 +1,29 @@
+"""Draw a grid's figures and rebuild results/report.html: python pipeline/report.py [<grid>].
+
+Without a grid only the page is rebuilt: it is a view over all records and belongs to no single grid's stage.
+"""
+
+import argparse
+import sys
+
+from semiseg import config
+from semiseg.errors import one_line_errors
+from semiseg.report import figures, page
+from semiseg.report.collect import collect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("grid", nargs="?", help="a grid of params.yaml; without it, the page alone")
+    name = parser.parse_args().grid
+    params = config.load()
+    if name is not None:
+        figures.write(collect(params, name))
+    for refused in page.write(params):
+        print(f"warning: not in {page.PAGE}: {refused}", file=sys.stderr)
+    print(f"Written: {page.PAGE}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,175 @@
+"""results/report.html: one self-contained page over all records.
+
+It belongs to no single grid's stage: every stage that draws a grid's figures writes it anew from all the
+records and figures that are there, so whichever comes last leaves it complete.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from semiseg.config import Params
+from semiseg.errors import UserError
+from semiseg.files import write_text
+from semiseg.paths import RESULTS
+from semiseg.record import Record
+from semiseg.report import figures, tables
+from semiseg.report.collect import Results, best, collect, command, last
+
+PAGE = RESULTS / "report.html"
+LOCK = Path("runs", ".report.lock")  # a folder outside git
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    number: bool = False
+    hash: bool = False  # shown short, whole under the pointer
+
+
+COLUMNS = (
+    Column("recipe"),
+    Column("split"),
+    Column("seed", number=True),
+    Column("mIoU last (%)", number=True),
+    Column("mIoU best (%)", number=True),
+    Column("best at step", number=True),
+    Column("labelled", number=True),
+    Column("revision", hash=True),
+    Column("device"),
+    Column("date (UTC)"),
+    Column("training (min)", number=True),
+    Column("images/s", number=True),
+    Column("peak memory (MiB)", number=True),
+    Column("configuration", hash=True),
+    Column("split list", hash=True),
+    Column("data", hash=True),
+)
+
+CAPTIONS = {
+    "miou": "mIoU at the last step: mean and standard deviation over seeds.",
+    "classes": "IoU of each class at the last step: mean over seeds.",
+    "curves": "Training: a line for each seed; the loss is a running mean.",
+    "panel": "Evaluation images, their truth and what each recipe predicts at the last step.",
+}
+
+
+def write(params: Params) -> list[str]:
+    """Write the page; return a line for each grid that it cannot show, with the reason."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with FileLock(LOCK):  # two stages at once: the second reads what the first has written
+        text, refused = render(params)
+        write_text(PAGE, text)
+    return refused
+
+
+def render(params: Params) -> tuple[str, list[str]]:
+    """The page's text, and a line for each grid that it cannot show."""
+    sections, idle, refused = [], [], []
+    for name, grid in params.grids.items():
+        try:
+            results = collect(params, name)
+        except UserError as error:
+            refused.append({"title": grid.title, "reason": str(error)})
+            continue
+        if any(run in results.records for run in grid.runs()):
+            sections.append(_section(results))
+        else:
+            runs = tables.runs_of(len(grid.runs()))
+            idle.append({"title": grid.title, "runs": runs, "command": command(name)})
+    environment = Environment(
+        loader=PackageLoader("semiseg.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"marks": _marks, "brief": _brief}
+    page = environment.get_template("page.html.j2").render(sections=sections, idle=idle, refused=refused)
+    return page, [f"{each['title']}: {each['reason']}" for each in refused]
+
+
+def _section(results: Results) -> Mapping[str, Any]:
+    own = results.grid.runs()
+    records = list(results.records.values())
+    hours = sum(record.provenance.train_seconds for record in records) / 3600
+    return {
+        "name": results.name,
+        "title": results.grid.title,
+        "progress": f"{sum(run in results.records for run in own)} of {tables.runs_of(len(own))}",
+        "headline": tables.headline(results),
+        "last": tables.layout(results, last),
+        "best": tables.layout(results, best),
+        "warning": tables.warning(results),
+        "missing": tables.missing(results),
+        "notes": [
+            tables.reading(results),
+            *tables.setting(results),
+            *tables.origin(results),
+            f"Training time: {hours:.2f} hours, {tables.runs_of(len(records))}.",
+        ],
+        "figures": [
+            _figure(path, results)
+            for name in CAPTIONS
+            if (path := figures.folder(results.name) / f"{name}.png").exists()
+        ],
+        "columns": COLUMNS,
+        "runs": [_row(record) for record in records],
+    }
+
+
+def _figure(path: Path, results: Results) -> Mapping[str, Any]:
+    with Image.open(path) as image:
+        width, height = image.size
+    recipes = ", ".join(dict.fromkeys(run.recipe for run in results.records))
+    return {
+        "caption": CAPTIONS[path.stem],
+        "alt": f"{results.grid.title}. {CAPTIONS[path.stem]} Shown are {recipes}.",
+        "data": base64.b64encode(path.read_bytes()).decode(),
+        "width": width,
+        "height": height,
+        "wide": path.stem == "panel",
+    }
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    """In the order of COLUMNS."""
+    origin = record.provenance
+    return (
+        record.recipe,
+        record.split,
+        str(record.seed),
+        f"{100 * record.miou:.2f}",
+        f"{100 * record.score(record.best).miou:.2f}",
+        str(record.best.step),
+        str(record.labelled),
+        origin.revision,
+        origin.device,
+        origin.finished[:10],
+        f"{origin.train_seconds / 60:.1f}",
+        f"{origin.images_per_second:.1f}",
+        "" if origin.peak_memory_mib is None else f"{origin.peak_memory_mib:.0f}",
+        origin.config_sha256,
+        origin.split_sha256,
+        origin.data_sha256,
+    )
+
+
+def _marks(text: str) -> Markup:
+    """The two marks of Markdown that notes use."""
+    safe = str(escape(text))
+    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", safe))
+
+
+def _brief(digest: str) -> str:
+    """Twelve digits of a hash, and what was said behind it ("-modified")."""
+    whole, dash, remark = digest.partition("-")
+    return whole[:12] + dash + remark

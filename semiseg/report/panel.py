@@ -1,0 +1,147 @@
+"""A panel of evaluation images: the image, its truth and what each recipe predicts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from PIL import Image
+
+from semiseg import paths
+from semiseg.data import prepared
+from semiseg.errors import UserError
+from semiseg.report.collect import Results, share
+from semiseg.report.style import WIDTH
+
+IGNORE = 255
+PIXELS = 480  # the widest that an image is drawn
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the panel shows, all of it on this machine."""
+
+    title: str
+    ids: tuple[str, ...]
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    predictions: dict[str, tuple[Path, ...]]  # by recipe
+    classes: tuple[str, ...]
+    complete: bool  # every recipe that has a record on this split is shown
+
+
+def find(results: Results) -> Content | None:
+    """The split that most recipes have run, each with its first seed; None where its files are not here."""
+    split = max(results.grid.splits, key=lambda each: len(_runs(results, each)))  # the first of the largest
+    runs = _runs(results, split)
+    found = {recipe: _stems(run) for recipe, run in runs.items() if _stems(run)}
+    if not found:
+        return None
+    ids = tuple(sorted(set.intersection(*found.values())))
+    declared = results.params.splits[split].dataset
+    try:
+        dataset = prepared.open_dataset(declared, results.params.datasets[declared])
+    except UserError:
+        return None  # the dataset is not on this machine
+    images, masks = tuple(map(dataset.image, ids)), tuple(map(dataset.mask, ids))
+    if not ids or not all(path.exists() for path in (*images, *masks)):
+        return None
+    return Content(
+        title=f"{declared}, {share(results.params.splits[split].ratio)} labelled",
+        ids=ids,
+        images=images,
+        masks=masks,
+        predictions={
+            recipe: tuple(_folder(runs[recipe]) / f"{name}.png" for name in ids) for recipe in found
+        },
+        classes=results.dataset(split).classes,
+        complete=len(found) == len(runs),
+    )
+
+
+def _runs(results: Results, split: str) -> dict[str, paths.Run]:
+    """The first finished seed of each recipe on ``split``."""
+    return {
+        recipe: paths.Run(recipe, split, done[0].seed)
+        for recipe in results.recipes
+        if (done := results.runs(recipe, split))
+    }
+
+
+def _folder(run: paths.Run) -> Path:
+    return run.artefacts / "predictions"
+
+
+def _stems(run: paths.Run) -> set[str]:
+    return {path.stem for path in _folder(run).glob("*.png")}
+
+
+def draw(content: Content) -> Figure:
+    """Rows images; columns image, truth, recipes; below them the colours of the classes."""
+    columns = ["image", "truth", *content.predictions]
+    width = max(WIDTH, 1.4 * len(columns))
+    first = Image.open(content.images[0])
+    cell = width / len(columns)
+    legend_rows = -(-(len(content.classes) + 1) // _legend_columns(width))
+    figure = Figure(
+        figsize=(width, len(content.ids) * cell * first.height / first.width + 0.55 + 0.2 * legend_rows),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
+    )
+    grid = figure.subplots(len(content.ids), len(columns), squeeze=False)
+    colours = _palette(next(iter(content.predictions.values()))[0])
+    seen: set[int] = set()
+    for row, axes_row in enumerate(grid):
+        truth = _labels(content.masks[row])
+        labels = [truth, *(_labels(files[row]) for files in content.predictions.values())]
+        seen.update(*(np.unique(each).tolist() for each in labels))
+        pictures = [_photograph(content.images[row]), *(colours[each] for each in labels)]
+        for axes, picture in zip(axes_row, pictures, strict=True):
+            axes.imshow(picture, interpolation="antialiased")
+            axes.set_axis_off()
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name, loc="center", fontsize=8.5)
+    names = {**dict(enumerate(content.classes)), IGNORE: "not scored"}
+    patches = [
+        Patch(facecolor=colours[label] / 255, edgecolor="#777777", linewidth=0.5, label=names[label])
+        for label in sorted(seen)
+    ]
+    figure.legend(
+        handles=patches,
+        loc="outside lower center",
+        ncols=_legend_columns(width),
+        fontsize=8,
+        handlelength=1.2,
+    )
+    figure.suptitle(content.title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def _legend_columns(width: float) -> int:
+    return int(width / 1.15)
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    factor = min(1.0, PIXELS / image.width)
+    return round(image.width * factor), round(image.height * factor)
+
+
+def _photograph(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    image = Image.open(path).convert("RGB")
+    return np.asarray(image.resize(_size(image), Image.Resampling.LANCZOS))
+
+
+def _labels(path: Path) -> np.ndarray:
+    """(H, W) uint8: class ids and IGNORE."""
+    image = Image.open(path)
+    return np.asarray(image.resize(_size(image), Image.Resampling.NEAREST))
+
+
+def _palette(path: Path) -> np.ndarray:
+    """(256, 3) uint8, of a palette PNG."""
+    flat = Image.open(path).getpalette("RGB") or [value for grey in range(256) for value in (grey,) * 3]
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(flat) // 3] = np.array(flat, np.uint8).reshape(-1, 3)
+    return palette
