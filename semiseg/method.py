@@ -55,11 +55,12 @@ class Method(nn.Module):
     """
 
     student: SegmentationNetwork
-    teacher: SegmentationNetwork | None = None
+    teacher: SegmentationNetwork | None
 
     def __init__(self, student: SegmentationNetwork) -> None:
         super().__init__()
         self.student = student
+        self.teacher = None  # not a class attribute: that would hide the submodule
 
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
