@@ -42,7 +42,7 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
 )
 def test_each_image_is_jittered_by_a_factor_in_the_range(name: str, function: object) -> None:
     torch.manual_seed(0)
-    strengths = {key: 0.0 for key in JITTER} | {name: 0.4}
+    strengths = dict.fromkeys(JITTER, 0.0) | {name: 0.4}
     before = images()
     after = augment.colour_jitter(before, probability=1, **strengths)
     factors = torch.linspace(-0.4, 0.4, 401) + (0 if name == "hue" else 1)

@@ -20,7 +20,7 @@ def by_loops(
     memory_scores: Tensor,
     num_classes: int,
 ) -> Tensor:
-    """The equations, one pair at a time: D = w_p w_z (1 − cos(p, z)), weights of mean one within the class."""
+    """The equations, one pair at a time: D = w_p w_z (1 − cos(p, z)), weights of mean one in a class."""
     total = torch.zeros((), dtype=torch.float64)
     for c in range(num_classes):
         ours = [i for i in range(len(labels)) if labels[i] == c]
@@ -41,7 +41,7 @@ def by_loops(
 
 
 def example(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Class 0 has one pixel, class 1 no memory, class 2 no pixel, class 3 one memory, class 4 many of both."""
+    """Class 0 has one pixel, class 1 no memory, class 2 no pixel, class 3 one memory, class 4 many."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 1, 1, 3, 3, 3, 4, 4, 4, 4, 4, 255, 255, -1, 7])
     memory_labels = torch.tensor([0, 0, 2, 2, 3, 4, 4, 4, 4, 255, 255])

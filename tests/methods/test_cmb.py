@@ -1,0 +1,408 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from semiseg.config import Geometry
+from semiseg.method import IGNORE, Labelled, Task
+from semiseg.methods import cmb
+from semiseg.methods.cmb import Config, Method
+from tests.tiny import tiny_network
+
+CLASSES, BATCH, CROP = 4, 3, 32
+STEP = 150  # after the ramp-up
+SMALL = Config(ramp_up_steps=100, memory_lead_steps=50, dim=16, memory_size=8)
+
+
+def learner(config: Config = SMALL, **changes: Any) -> Method:
+    torch.manual_seed(0)
+    method = Method(tiny_network(CLASSES), dataclasses.replace(config, **changes), Task(1000, 12, None, 30))
+    method.memory.features.copy_(torch.randn(method.memory.features.shape))
+    method.memory.count.fill_(method.config.memory_size)
+    return method
+
+
+def batch() -> tuple[Labelled, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, BATCH, 3, CROP, CROP, generator=generator)
+    masks = torch.randint(CLASSES, (BATCH, CROP // 8, CROP // 8), generator=generator)
+    masks = masks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    masks[:, :3] = IGNORE
+    padding = torch.zeros(BATCH, CROP, CROP, dtype=torch.uint8)
+    padding[:, :, 25:] = 255
+    return Labelled(images[0], masks), {"image": images[1], "mask": padding}
+
+
+def take_step(method: Method, step: int = STEP) -> tuple[Tensor, dict[str, float]]:
+    torch.manual_seed(step)
+    loss, logs = method.training_step(*batch(), step)
+    return loss, {name: float(log) for name, log in logs.items()}
+
+
+# --- schedules ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, math.exp(-5)), (1000, math.exp(-1.25)), (1500, math.exp(-0.3125)), (2000, 1.0), (9000, 1.0)],
+)
+def test_the_ramp_up_is_a_sigmoid(step: int, expected: float) -> None:
+    assert cmb.ramp_up(step, 2000) == pytest.approx(expected)
+
+
+def test_no_ramp_up_is_one_from_the_start() -> None:
+    assert cmb.ramp_up(0, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "filled", "contrasted"),
+    [(49, False, False), (50, True, False), (99, True, False), (100, True, True)],
+)
+def test_the_memory_fills_before_the_contrast_starts(step: int, filled: bool, contrasted: bool) -> None:
+    method = learner(memory_filter=False)
+    method.memory.count.zero_()
+    _, logs = take_step(method, step)
+    assert (logs["memory"] > 0) == filled
+    assert (logs["contrast"] > 0) == contrasted
+
+
+def test_the_teacher_is_the_student_after_the_first_step_and_the_mean_of_two_after_the_second() -> None:
+    method = learner()
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
+    for step, share in ((0, 1.0), (1, 0.5)):
+        before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
+        loss, _ = take_step(method, step)
+        loss.backward()
+        optimiser.step()
+        method.after_step(step)
+        student = method.student.state_dict()
+        for name, value in method.teacher.state_dict().items():
+            if value.is_floating_point():
+                expected = before[name] + share * (student[name] - before[name])
+                assert torch.allclose(value, expected, atol=1e-7), name
+    assert not torch.equal(method.teacher.classifier.weight, method.student.classifier.weight)
+
+
+# --- pseudo-labels --------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_are_the_teachers_argmax_and_ignore_padding() -> None:
+    method = learner()
+    method._set_teacher_mode()
+    _, unlabelled = batch()
+    pixels = method._pseudo_labelled(unlabelled["image"], unlabelled["mask"])
+    probabilities = torch.softmax(method.teacher(unlabelled["image"]), dim=1)
+    outside = unlabelled["mask"] == 255
+    assert (pixels.labels[outside] == IGNORE).all()
+    assert not pixels.weights[outside].any()
+    assert torch.equal(pixels.labels[~outside], probabilities.argmax(dim=1)[~outside])
+    assert torch.equal(pixels.weights[~outside], probabilities.amax(dim=1)[~outside])
+
+
+@pytest.mark.parametrize("power", [6.0, 0.0])
+def test_the_pseudo_label_loss_by_hand(power: float) -> None:
+    """Two pixels of probability 1/4 on their pseudo-label, one ignored, one certain: mean of w · log 4."""
+    method = learner(confidence_power=power)
+    logits = torch.zeros(1, CLASSES, 1, 4)
+    logits[0, 2, 0, 3] = 1e4
+    pixels = cmb.Pixels(
+        torch.zeros(1, 3, 1, 4), torch.tensor([[[0, 1, IGNORE, 2]]]), torch.tensor([[[0.9, 0.5, 0.7, 1.0]]])
+    )
+    loss = method._pseudo_label_loss(logits, pixels, None)
+    expected = (0.9**power + 0.5**power) * math.log(4) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A network whose features are its images and whose logits are given."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def features(self, images: Tensor) -> Tensor:
+        return images
+
+    def upsampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.logits
+
+
+class First(nn.Module):
+    """Returns its input, or its first column as scores."""
+
+    def __init__(self, column: bool) -> None:
+        super().__init__()
+        self.column = column
+
+    def forward(self, rows: Tensor, which: Tensor) -> Tensor:
+        return rows[:, 0] if self.column else rows
+
+
+# one image of seven pixels, each known by its attention, the first number of its feature
+ATTENTION = [0.1, 0.9, 0.5, 0.3, 0.8, 0.7, 0.6]
+LABELS = [1, 1, 1, 2, 1, IGNORE, 1]
+PREDICTED = [1, 1, 1, 1, 1, 1, 1]
+CONFIDENCE = [0.99, 0.99, 0.99, 0.99, 0.90, 0.99, 0.96]
+
+
+def entered(budget: int, **changes: Any) -> list[float]:
+    """What class 1's memory holds after the example's step."""
+    method = learner(dim=3, **changes)
+    method.memory.count.zero_()
+    odds = torch.tensor(CONFIDENCE)
+    logits = torch.zeros(1, CLASSES, 1, 7)
+    logits[0, torch.tensor(PREDICTED), 0, torch.arange(7)] = torch.log(odds / (1 - odds) * (CLASSES - 1))
+    method.teacher, method.teacher_projection = Plain(logits), First(column=False)
+    method.teacher_attention = First(column=True)
+    method._budget = lambda images: budget
+    features = torch.tensor(ATTENTION).view(1, 1, 1, 7).repeat(1, 3, 1, 1)
+    pixels = cmb.Pixels(features, torch.tensor(LABELS).view(1, 1, 7), torch.ones(1, 1, 7))
+    torch.manual_seed(0)
+    method._remember(pixels)
+    rows, labels = method.memory.stacked()
+    return [round(float(row[0]), 4) for row, label in zip(rows, labels, strict=True) if label == 1]
+
+
+def test_correct_and_confident_pixels_enter_highest_attention_first() -> None:
+    assert entered(9) == [0.9, 0.6, 0.5, 0.1]  # not 0.3 (wrong), 0.8 (unsure), 0.7 (ignored)
+    assert entered(2) == [0.9, 0.6]
+
+
+def test_the_released_code_keeps_the_lowest_attention() -> None:
+    assert entered(2, memory_order="lowest") == [0.1, 0.5]
+
+
+def test_without_the_filter_all_labelled_pixels_compete() -> None:
+    assert entered(3, memory_filter=False) == [0.9, 0.8, 0.6]
+
+
+def test_confidence_only_enters_good_pixels_in_any_order() -> None:
+    assert sorted(entered(9, memory_order="random")) == [0.1, 0.5, 0.6, 0.9]
+    assert set(entered(2, memory_order="random")) < {0.1, 0.5, 0.6, 0.9}
+
+
+def test_neither_filter_nor_order() -> None:
+    assert sorted(entered(9, memory_filter=False, memory_order="random")) == [0.1, 0.5, 0.6, 0.8, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("size", "labelled", "classes_held", "images", "expected"),
+    [
+        (256, 100, "all", 5, 5 * 3),  # round(2.56)
+        (256, 744, "all", 5, 5),  # at least one an image
+        (256, 100, "few", 5, 5 * 4),  # int(4 / 3 * 3)
+        (256, 8, "few", 2, 2 * 42),  # int(4 / 3 * 32)
+        (64, 16, "all", 2, 2 * 4),
+    ],
+)
+def test_the_budget_of_a_step(
+    size: int, labelled: int, classes_held: str, images: int, expected: int
+) -> None:
+    config = Config(memory_size=size, images_hold=classes_held)
+    method = Method(tiny_network(CLASSES), config, Task(1000, labelled, None))
+    assert method._budget(images) == expected
+
+
+# --- gradients ------------------------------------------------------------------------------------------
+
+
+def reached(method: Method) -> set[str]:
+    """The submodules that a gradient other than zero reached."""
+    return {
+        name.split(".")[0]
+        for name, parameter in method.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+
+
+@pytest.mark.parametrize(
+    ("attention", "trained"),
+    [
+        ("both", {"prediction_attention", "memory_attention"}),
+        ("prediction", {"prediction_attention"}),
+        ("none", set()),
+    ],
+)
+def test_gradients_reach_what_the_paper_trains_and_nothing_else(attention: str, trained: set[str]) -> None:
+    method = learner(attention=attention, memory_order="random")
+    loss, _ = take_step(method)
+    loss.backward()
+    assert reached(method) == {"student", "projection", "prediction"} | trained
+    everything = {name.split(".")[0] for name, p in method.named_parameters() if p.requires_grad}
+    assert everything == reached(method)
+
+
+def test_before_the_contrast_only_the_student_trains() -> None:
+    method = learner()
+    loss, _ = take_step(method, step=60)
+    loss.backward()
+    assert reached(method) == {"student"}
+
+
+def test_attention_weighs_features_and_does_not_move_them() -> None:
+    """With the attention's scores as constants the features take the same gradient."""
+    gradients = []
+    for frozen in (False, True):
+        method = learner()
+        features = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        for attention in (method.prediction_attention, method.memory_attention) if frozen else ():
+            attention.requires_grad_(False)
+        method._contrast(features, batch()[0].masks[:2]).backward()
+        gradients.append(features.grad)
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+
+
+def test_ignored_pixels_stay_out_of_the_contrast() -> None:
+    features = torch.randn(1, 8, 4, 4)
+    labels = torch.randint(CLASSES, (1, 4, 4))
+    labels[0, 1] = IGNORE
+    changed = features.clone()
+    changed[0, :, 1] = 100
+    one, other = (learner()._contrast(each, labels) for each in (features, changed))
+    assert torch.equal(one, other)  # the batch norms of the heads do not see them either
+
+
+# --- switches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({"pseudo_weight": 0.0}, set()),
+        ({"entropy_weight": 0.0}, set()),
+        ({"contrast_weight": 0.0}, {"contrast"}),
+        ({"confidence_power": 0.0}, {"pseudo"}),
+        ({"entropy_normalised": True}, {"entropy"}),
+        ({"attention": "prediction"}, {"contrast"}),
+        ({"attention": "none", "memory_order": "random"}, {"contrast"}),
+        ({"mix_unlabelled": 0.0}, {"pseudo", "entropy", "contrast"}),
+        ({"mix_extra_classes": 1}, {"supervised", "pseudo", "entropy", "contrast"}),
+        ({"teacher_training_mode": True}, {"pseudo", "entropy", "contrast"}),
+        ({"teacher_rate": 10.0}, set()),
+        ({"class_balance": True}, {"supervised", "pseudo"}),
+        ({"memory_filter": False}, {"contrast"}),
+    ],
+)
+def test_a_switch_moves_the_losses_it_names_and_no_other(changes: dict[str, Any], moved: set[str]) -> None:
+    (_, before), (_, after) = take_step(learner()), take_step(learner(**changes))
+    assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    for weights in ((1, 0.01, 0.1), (0, 0.5, 2), (3, 0, 0), (0, 0, 0)):
+        names = ("pseudo_weight", "entropy_weight", "contrast_weight")
+        loss, logs = take_step(learner(**dict(zip(names, map(float, weights), strict=True))))
+        parts = (logs[name] for name in ("pseudo", "entropy", "contrast"))
+        expected = logs["supervised"] + sum(w * part for w, part in zip(weights, parts, strict=True))
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_normalised_entropy_is_divided_by_log_c() -> None:
+    (_, before), (_, after) = take_step(learner()), take_step(learner(entropy_normalised=True))
+    assert after["entropy"] == pytest.approx(before["entropy"] / math.log(CLASSES))
+
+
+def test_the_teachers_mode_is_its_own_whatever_the_students_is() -> None:
+    for training in (False, True):
+        method = learner(teacher_training_mode=training).train()
+        take_step(method)
+        networks = (method.teacher, method.teacher_projection, method.teacher_attention)
+        assert all(network.training == training for network in networks)
+        assert method.student.training
+
+
+def test_in_evaluation_mode_the_teachers_statistics_follow_the_students() -> None:
+    for training in (False, True):
+        method = learner(teacher_training_mode=training)
+        take_step(method)
+        own = method.teacher.backbone[1].running_mean.clone()
+        method.after_step(STEP)
+        moved = not torch.equal(method.teacher.backbone[1].running_mean, own)
+        assert moved != training
+
+
+def test_a_memory_of_another_size_holds_as_much() -> None:
+    method = learner(memory_size=64)
+    assert method.memory.features.shape == (CLASSES, 64, 16)
+
+
+def test_class_weights_by_hand() -> None:
+    """Counts 2, 8 and 18 with a class never seen: √(8/2), 1, √(8/18), and the largest for the unseen."""
+    weights = cmb.median_frequency_weights(torch.tensor([2.0, 8.0, 18.0]))
+    assert torch.allclose(weights, torch.tensor([2.0, 1.0, 2 / 3]))
+    weights = cmb.median_frequency_weights(torch.tensor([4.0, 16.0, 4.0, 0.0]))
+    assert torch.allclose(weights, torch.tensor([1.0, 0.5, 1.0, 1.0]))
+
+
+def test_class_balance_waits_for_a_pass_over_the_unlabelled_images() -> None:
+    method = learner(class_balance=True, ramp_up_steps=3, memory_lead_steps=1)
+    labels = torch.tensor([[[0, 0, 1, IGNORE]]]).expand(BATCH, 1, 4)
+    for step in range(10):  # 30 images, 3 a step
+        assert method._class_weights(labels, labels, step) is None
+    weights = method._class_weights(labels, labels, 10)
+    assert torch.equal(method.label_frequencies, torch.tensor([2.0, 1.0, 0.0, 0.0]))
+    assert weights[1] / weights[0] == pytest.approx(math.sqrt(2))
+    assert weights[2] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "memory"}, "attention"),
+        ({"memory_order": "first"}, "memory_order"),
+        ({"images_hold": "some"}, "images_hold"),
+        ({"attention": "none"}, "memory_order must be random"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**changes)
+
+
+# --- views and speed ------------------------------------------------------------------------------------
+
+
+def test_the_weak_view_marks_its_padding() -> None:
+    view = cmb.views(Config(), Geometry(base_size=20, scale=(1.0, 1.0), crop=32))
+    views = view(torch.full((3, 20, 15), 7, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    assert views["image"].shape == (3, 32, 32)
+    assert views["mask"].shape == (32, 32)
+    valid = views["mask"] == 0
+    assert int(valid.sum()) == 20 * 15
+    assert (views["image"][:, valid] == 7).all()
+    assert (views["mask"][~valid] == 255).all()
+
+
+class Waits(TorchDispatchMode):
+    """The operations whose result's shape or value the host must wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(each is not None and each.dtype == torch.bool for each in indices)
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device() -> None:
+    for changes in ({}, {"class_balance": True, "teacher_training_mode": True}):
+        method = learner(**changes)
+        with Waits() as waits:
+            torch.manual_seed(0)
+            loss, _ = method.training_step(*batch(), STEP)
+            loss.backward()
+            method.after_step(STEP)
+        assert waits.found == []
