@@ -1,9 +1,11 @@
 """A panel of evaluation images: the image, its truth and what each recipe predicts."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
@@ -13,7 +15,7 @@ from semiseg import paths
 from semiseg.data import prepared
 from semiseg.errors import UserError
 from semiseg.report.collect import Results, share
-from semiseg.report.style import WIDTH
+from semiseg.report.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
 IGNORE = 255
 PIXELS = 480  # the widest that an image is drawn
@@ -29,6 +31,7 @@ class Content:
     masks: tuple[Path, ...]
     predictions: dict[str, tuple[Path, ...]]  # by recipe
     classes: tuple[str, ...]
+    background: int | None
     complete: bool  # every recipe that has a record on this split is shown
 
 
@@ -57,6 +60,7 @@ def find(results: Results) -> Content | None:
             recipe: tuple(_folder(runs[recipe]) / f"{name}.png" for name in ids) for recipe in found
         },
         classes=results.dataset(split).classes,
+        background=results.dataset(split).background,
         complete=len(found) == len(runs),
     )
 
@@ -86,11 +90,11 @@ def draw(content: Content) -> Figure:
     cell = width / len(columns)
     legend_rows = -(-(len(content.classes) + 1) // _legend_columns(width))
     figure = Figure(
-        figsize=(width, len(content.ids) * cell * first.height / first.width + 0.55 + 0.2 * legend_rows),
+        figsize=(width, len(content.ids) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
     )
     grid = figure.subplots(len(content.ids), len(columns), squeeze=False)
-    colours = _palette(next(iter(content.predictions.values()))[0])
+    colours = class_colours(len(content.classes), content.background)
     seen: set[int] = set()
     for row, axes_row in enumerate(grid):
         truth = _labels(content.masks[row])
@@ -101,7 +105,7 @@ def draw(content: Content) -> Figure:
             axes.imshow(picture, interpolation="antialiased")
             axes.set_axis_off()
     for axes, name in zip(grid[0], columns, strict=True):
-        axes.set_title(name, loc="center", fontsize=8.5)
+        axes.set_title(name, loc="center", fontsize=8.5, fontweight="normal")
     names = {**dict(enumerate(content.classes)), IGNORE: "not scored"}
     patches = [
         Patch(facecolor=colours[label] / 255, edgecolor="#777777", linewidth=0.5, label=names[label])
@@ -139,9 +143,11 @@ def _labels(path: Path) -> np.ndarray:
     return np.asarray(image.resize(_size(image), Image.Resampling.NEAREST))
 
 
-def _palette(path: Path) -> np.ndarray:
-    """(256, 3) uint8, of a palette PNG."""
-    flat = Image.open(path).getpalette("RGB") or [value for grey in range(256) for value in (grey,) * 3]
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(flat) // 3] = np.array(flat, np.uint8).reshape(-1, 3)
-    return palette
+def class_colours(classes: int, background: int | None) -> np.ndarray:
+    """(256, 3) uint8: a colour for each label, IGNORE white."""
+    colours = np.full((256, 3), 255, np.uint8)
+    places = itertools.cycle(CLASS_COLOURS)
+    for label in range(classes):
+        name = BACKGROUND if label == background else next(places)
+        colours[label] = np.round(255 * np.array(to_rgb(name)))
+    return colours

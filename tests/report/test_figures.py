@@ -1,0 +1,130 @@
+"""Figures: what they draw is what the records say, and the files are the same each time."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semiseg import record
+from semiseg.config import Params
+from semiseg.paths import Run
+from semiseg.record import Record
+from semiseg.report import figures
+from semiseg.report.collect import collect
+from semiseg.report.style import look
+
+Finish = Callable[..., Record]
+
+
+@pytest.fixture
+def two_splits(params: Params, finish: Finish) -> Params:
+    for seed in (0, 1):
+        finish("supervised", "shapes-1_8", seed, 0.40 + 0.1 * seed)
+        finish("cmb", "shapes-1_8", seed, 0.50 + 0.1 * seed, headline="teacher")
+        finish("supervised", "shapes-full", seed, 0.60)
+    return params
+
+
+def keep_history(recipe: str, split: str, seed: int, column: str = "val_miou_student") -> None:
+    folder = Run(recipe, split, seed).artefacts
+    folder.mkdir(parents=True)
+    (folder / "history.csv").write_text(
+        f"step,learning_rate,supervised,images_per_second,{column}\n"
+        "50,0.05,2.0,10,\n100,0.04,1.0,10,0.25\n150,0.03,0.5,10,\n200,0.0,0.4,10,0.5\n"
+    )
+
+
+def ink(path: Path) -> float:
+    """The share of pixels that are not white."""
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return float((pixels < 250).mean())
+
+
+def test_each_figure_is_a_picture_and_a_page_for_print(two_splits: Params) -> None:
+    for run in collect(two_splits, "main").records:
+        column = "val_miou_teacher" if run.recipe == "cmb" else "val_miou_student"
+        keep_history(run.recipe, run.split, run.seed, column)
+    written = figures.write(collect(two_splits, "main"))
+    folder = Path("results/figures/main")
+    names = ("miou", "classes", "curves")
+    assert written == [folder / f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width > 1000
+            assert 0.01 < ink(path) < 0.5
+        else:
+            assert path.read_bytes().startswith(b"%PDF")
+            assert b"CreationDate" not in path.read_bytes()
+    before = {path: path.read_bytes() for path in written}
+    assert {path: path.read_bytes() for path in figures.write(collect(two_splits, "main"))} == before
+
+
+def test_curve_runs_through_the_means(two_splits: Params) -> None:
+    (axes,) = figures.miou(collect(two_splits, "main")).axes
+    drawn = {container.lines[0].get_color(): container.lines[0] for container in axes.containers}
+    supervised = drawn[look(two_splits, "supervised")["color"]]
+    assert supervised.get_ydata() == pytest.approx([45, 60])
+    assert supervised.get_xdata() == pytest.approx([1 / 8, 1], rel=0.05)
+    assert drawn[look(two_splits, "cmb")["color"]].get_ydata() == pytest.approx([55])
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1/8\n(20)", "full\n(160)"]
+
+
+def test_one_split_is_a_row_for_each_recipe(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.40)
+    finish("cmb-no_attention", "shapes-1_8", 0, 0.44)
+    finish("cmb-no_attention", "shapes-1_8", 1, 0.46)
+    (axes,) = figures.miou(collect(params, "ablation")).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["supervised", "cmb-no_attention"]
+    assert [text.get_text() for text in axes.texts] == ["40.0", "45.0"]
+    low, high = axes.get_xlim()
+    assert high - low >= figures.NARROWEST
+
+
+def test_class_figure_takes_the_mean_and_leaves_out_absent_classes(params: Params, finish: Finish) -> None:
+    for seed, iou in ((0, 0.2), (1, 0.4)):
+        made = finish("supervised", "shapes-1_8", seed, 0.5)
+        student = dataclasses.replace(
+            made.last.student, iou={"background": iou, "disc": iou if seed else None, "square": None}
+        )
+        made = dataclasses.replace(made, last=dataclasses.replace(made.last, student=student))
+        record.write(made, Run("supervised", "shapes-1_8", seed).metrics)
+    (axes,) = figures.classes(collect(params, "main")).axes
+    (points,) = axes.lines
+    assert points.get_xdata() == pytest.approx([30, 40])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["background", "disc", "square"]
+
+
+def test_training_curves_show_the_validations_of_the_scored_network(two_splits: Params) -> None:
+    keep_history("supervised", "shapes-1_8", 0)
+    (left, right) = figures.curves(collect(two_splits, "main")).axes[:2]
+    assert left.lines[0].get_ydata() == pytest.approx([2, 1, 0.5, 0.4])
+    assert right.lines[0].get_xdata() == pytest.approx([100, 200])
+    assert right.lines[0].get_ydata() == pytest.approx([25, 50])
+
+
+def test_curves_stay_where_a_history_is_not_on_this_machine(two_splits: Params) -> None:
+    runs = list(collect(two_splits, "main").records)
+    curves = Path("results/figures/main/curves.png")
+    figures.write(collect(two_splits, "main"))
+    assert not curves.exists()
+    for run in runs:
+        keep_history(run.recipe, run.split, run.seed)
+    figures.write(collect(two_splits, "main"))
+    before = curves.read_bytes()
+    (runs[0].artefacts / "history.csv").unlink()
+    assert curves not in figures.write(collect(two_splits, "main"))
+    assert curves.read_bytes() == before
+
+
+def test_nothing_run_draws_nothing(params: Params) -> None:
+    assert figures.write(collect(params, "main")) == []
+
+
+def test_a_recipe_looks_the_same_in_every_grid_and_like_no_other(params: Params) -> None:
+    looks = [tuple(look(params, recipe).values()) for recipe in params.recipes]
+    assert len(set(looks)) == len(looks)

@@ -1,0 +1,138 @@
+"""The report page: complete, self-contained, the same for the same records."""
+
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from semiseg.config import Params
+from semiseg.paths import Run
+from semiseg.record import Record
+from semiseg.report import figures, page
+from semiseg.report.collect import collect
+
+Finish = Callable[..., Record]
+
+
+class Reader(HTMLParser):
+    """What the page refers to, its headings, its tables' rows, and whether its tags are closed."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.ids: list[str | None] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.addresses += [attributes[name] or "" for name in ("src", "href", "srcset") if name in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+
+@pytest.fixture
+def written(params: Params, finish: Finish) -> str:
+    """The page over a grid with two recipes and an ablation that was not run."""
+    for seed, miou in enumerate((0.50, 0.60)):
+        finish("supervised", "shapes-1_8", seed, miou)
+        finish("cmb", "shapes-1_8", seed, miou + 0.05, revision="abcdef012345" + "6" * 28 + "-modified")
+    figures.write(collect(params, "main"))
+    assert page.write(params) == []
+    return Path("results/report.html").read_text()
+
+
+def test_page_is_well_formed_and_asks_no_host(written: str) -> None:
+    read = Reader(written)
+    assert read.open == []
+    assert read.addresses
+    assert all(each.startswith(("#", "data:")) for each in read.addresses)
+    assert all(f"{each[1:]}" in read.ids for each in read.addresses if each.startswith("#"))
+    assert not re.search(r"https?://|@import|url\(", written)
+
+
+def test_page_has_a_section_for_what_was_run_and_a_command_for_the_rest(written: str) -> None:
+    read = Reader(written)
+    assert read.text["h2"] == ["Shapes, all of them", "Nothing run yet"]
+    assert "snakemake ablation --cores 8 --resources gpu=4" in read.text["code"]
+    assert {"55.0 ± 7.1 (2)", "60.0 ± 7.1 (2)", "+5.0 ± 0.0"} <= set(read.text["td"])
+    assert "4 of 18 runs" in read.text["span"]
+
+
+def test_page_names_the_origin_of_every_run(written: str) -> None:
+    read = Reader(written)
+    cells = read.text["td"]
+    assert [cells.count(figure) for figure in ("50.00", "60.00", "55.00", "65.00")] == [2, 2, 2, 2]
+    assert read.text["code"].count("abcdef012345-modified") == 2
+    assert "abcdef012345" + "6" * 28 + "-modified" in written
+    assert cells.count("90.0") == 4  # minutes
+
+
+def test_figures_are_embedded_with_a_text_of_their_own(written: str) -> None:
+    images = Reader(written).images
+    assert len(images) == 2  # no history and no predictions are here
+    for image in images:
+        assert (image["src"] or "").startswith("data:image/png;base64,")
+        assert "supervised, cmb" in (image["alt"] or "")
+        assert int(image["width"] or 0) > 500
+
+
+def test_same_records_same_page(written: str, params: Params) -> None:
+    page.write(params)
+    assert Path("results/report.html").read_text() == written
+    assert str(Path.cwd()) not in written
+
+
+def test_page_without_a_single_run(params: Params) -> None:
+    assert page.write(params) == []
+    read = Reader(Path("results/report.html").read_text())
+    assert read.text["h2"] == ["Nothing run yet"]
+    assert len([code for code in read.text["code"] if code.startswith("snakemake ")]) == 2
+
+
+def test_a_stale_grid_is_named_and_does_not_hide_the_others(params: Params, finish: Finish) -> None:
+    finish("cmb-no_attention", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
+    finish("supervised", "shapes-full", 0, 0.5)  # not on the ablation's split
+    (refused,) = page.write(params)
+    assert refused.startswith("Without attention: results/runs/cmb-no_attention/shapes-1_8/0/metrics.json")
+    read = Reader(Path("results/report.html").read_text())
+    assert read.text["h2"] == ["Shapes, all of them", "Not shown"]
+
+
+def test_text_from_records_is_escaped(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.5, device="<script>alert(1)</script> & co")
+    page.write(params)
+    text = Path("results/report.html").read_text()
+    assert text.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)" in text
+    Reader(text)
+
+
+def test_a_run_that_only_stands_beside_does_not_make_a_section(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.5)
+    page.write(params)
+    headings = Reader(Path("results/report.html").read_text()).text["h2"]
+    assert headings == ["Shapes, all of them", "Nothing run yet"]
+    shutil.rmtree(Run("supervised", "shapes-1_8", 0).metrics.parent)
+    finish("cmb-no_attention", "shapes-1_8", 0, 0.5)
+    page.write(params)
+    headings = Reader(Path("results/report.html").read_text()).text["h2"]
+    assert headings == ["Without attention", "Nothing run yet"]
