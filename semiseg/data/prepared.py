@@ -1,0 +1,124 @@
+"""A prepared dataset on disk: images, masks, lists of ids, and a manifest that says it is whole."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from semiseg import paths
+from semiseg.config import Dataset, canonical
+from semiseg.data.splits import read_ids
+from semiseg.errors import UserError
+from semiseg.files import write_text
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a dataset's files lie in its folder."""
+
+    images: str = "images"
+    masks: str = "masks"
+    lists: str = "."
+    image_suffix: str = ".jpg"
+
+
+VOC = Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset whose manifest was found."""
+
+    name: str
+    folder: Path
+    classes: tuple[str, ...]
+    layout: Layout
+    digest: str  # sha256 over ids and label files
+
+    def ids(self, listed: str) -> tuple[str, ...]:
+        """The ids of the list train, val or test. Raises UserError where there is no such list."""
+        return _ids(self.folder / self.layout.lists / f"{listed}.txt")
+
+    def image_path(self, identifier: str) -> Path:
+        return self.folder / self.layout.images / f"{identifier}{self.layout.image_suffix}"
+
+    def mask_path(self, identifier: str) -> Path:
+        return self.folder / self.layout.masks / f"{identifier}.png"
+
+
+@cache
+def _ids(path: Path) -> tuple[str, ...]:
+    try:
+        return read_ids(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: this dataset has no such list of images") from None
+
+
+def open_dataset(name: str, config: Dataset) -> PreparedDataset:
+    """The prepared dataset ``name``. Raises UserError with the command that prepares it otherwise."""
+    folder = paths.dataset(name)
+    manifest = read_manifest(folder)
+    remedy = f"prepare it with: python pipeline/download.py {name}"
+    if manifest is None:
+        raise UserError(f"{folder}: dataset '{name}' is not prepared; {remedy}")
+    if manifest["config"] != _prepared_from(config):
+        raise UserError(f"{folder}: prepared from other settings than params.yaml has now; {remedy}")
+    layout = Layout(**manifest["layout"])
+    return PreparedDataset(name, folder, config.classes, layout, manifest["digest"])
+
+
+def is_prepared(name: str, config: Dataset) -> bool:
+    """Whether the dataset is there, whole and made from these settings."""
+    manifest = read_manifest(paths.dataset(name))
+    return manifest is not None and manifest["config"] == _prepared_from(config)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared folder; None where there is none, for it is written last."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not JSON; remove {folder} and prepare it again") from None
+    return manifest
+
+
+def write_manifest(
+    folder: Path, config: Dataset, layout: Layout, lists: tuple[str, ...], source: Mapping[str, Any]
+) -> None:
+    """Write manifest.json: counts, the digest over ids and labels, where it comes from.
+
+    ``source`` is what the dataset's own source has to say of it. Call it last: the manifest is the sign
+    that everything else is there.
+    """
+    sha256, counts = hashlib.sha256(), {}
+    for listed in lists:
+        ids = read_ids(folder / layout.lists / f"{listed}.txt")
+        counts[listed] = len(ids)
+        for each in ids:
+            sha256.update(f"{listed}:{each}\n".encode())
+            mask = folder / layout.masks / f"{each}.png"
+            if mask.exists():
+                sha256.update(mask.read_bytes())
+    manifest = {
+        "counts": counts,
+        "classes": config.classes,
+        "digest": sha256.hexdigest(),
+        "layout": asdict(layout),
+        "source": dict(source),
+        "config": _prepared_from(config),
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _prepared_from(config: Dataset) -> dict[str, Any]:
+    """The settings that preparing depends on, as JSON gives them back."""
+    tree: dict[str, Any] = json.loads(canonical(config))
+    return {key: tree[key] for key in ("source", "classes", "options")}

@@ -1,0 +1,70 @@
+"""Splits: which training images are labelled, as text files of ids."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg import paths
+from semiseg.errors import UserError
+from semiseg.files import write_text
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ids of one split and seed, and the sha256 of labelled.txt."""
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    sha256: str
+
+
+def draw(ids: Iterable[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Choose ``count`` labelled ids; returns (labelled, unlabelled), in the order of the draw.
+
+    The order is that of sha256("<seed>:<id>"): the same on every platform and for every order of ``ids``, and
+    a larger count holds the smaller one. Raises ValueError for a count outside [1, number of ids] or an id
+    that stands twice.
+    """
+    ordered = sorted(ids, key=lambda each: hashlib.sha256(f"{seed}:{each}".encode()).hexdigest())
+    if len(set(ordered)) != len(ordered):
+        raise ValueError("an id stands twice in the list")
+    if not 1 <= count <= len(ordered):
+        raise ValueError(f"{count} labelled images asked for, of {len(ordered)}")
+    return tuple(ordered[:count]), tuple(ordered[count:])
+
+
+def write(name: str, seed: int, ids: Iterable[str], count: int, dataset: str) -> Split:
+    """Draw a split of ``dataset``'s training ``ids`` and write labelled.txt and unlabelled.txt.
+
+    Where every image is labelled, the unlabelled list holds them all too: the papers' full setting. Raises
+    UserError where ``count`` images are not to be had.
+    """
+    try:
+        labelled, unlabelled = draw(ids, count, seed)
+    except ValueError as error:
+        raise UserError(f"params.yaml: splits: {name}: {error}") from None
+    folder = paths.split(name, seed)
+    for file, listed in (("labelled", labelled), ("unlabelled", unlabelled or labelled)):
+        header = f"# family: drawn; dataset: {dataset}; seed: {seed}; {file}: {len(listed)}\n"
+        write_text(folder / f"{file}.txt", header + "".join(f"{each}\n" for each in listed))
+    return read(name, seed)
+
+
+def read(name: str, seed: int) -> Split:
+    """Read a written split. Raises UserError with the command that writes it when it is absent."""
+    folder = paths.split(name, seed)
+    labelled, unlabelled = folder / "labelled.txt", folder / "unlabelled.txt"
+    try:
+        sha256 = hashlib.sha256(labelled.read_bytes()).hexdigest()
+        return Split(read_ids(labelled), read_ids(unlabelled), sha256)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: not there; write it with: python pipeline/split.py {name} {seed}"
+        ) from None
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+    """The ids of a text file, one a line; lines that start with # are comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))

@@ -1,0 +1,190 @@
+"""Endless streams of images whose order depends on the seed alone.
+
+Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch), and its crop is drawn from
+(seed, stream, p). So any number of workers gives the same stream, and a stream can start at any place.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from semiseg.config import Geometry
+from semiseg.data.geometry import random_scale_crop_flip
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.reading import read_image, read_mask
+from semiseg.errors import UserError
+
+LABELLED, UNLABELLED = 0, 1
+CACHE_BYTES = 512 * 2**20  # of decoded images, in each process that reads
+
+Item = TypeVar("Item")
+Sample = tuple[Tensor, Tensor]
+View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+
+
+class Images:
+    """Decoded images and masks of a dataset, the latest ``CACHE_BYTES`` of them kept in memory."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        self._dataset = dataset
+        self._kept: OrderedDict[tuple[str, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._bytes = 0
+
+    def image(self, identifier: str) -> Tensor:
+        """(3, H, W) uint8; its mask is not read."""
+        return self._read(identifier, with_mask=False)[0]
+
+    def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
+        """(3, H, W) uint8 and (H, W) uint8."""
+        image, mask = self._read(identifier, with_mask=True)
+        assert mask is not None
+        return image, mask
+
+    def _read(self, identifier: str, *, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+        key = (identifier, with_mask)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        image, mask = read_image(self._dataset.image_path(identifier)), None
+        if with_mask:
+            mask = read_mask(self._dataset.mask_path(identifier), image, len(self._dataset.classes))
+        self._kept[key] = (image, mask)
+        self._bytes += _bytes(image, mask)
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            _, (old_image, old_mask) = self._kept.popitem(last=False)
+            self._bytes -= _bytes(old_image, old_mask)
+        return image, mask
+
+
+def _bytes(image: Tensor, mask: Tensor | None) -> int:
+    return image.nbytes + (mask.nbytes if mask is not None else 0)
+
+
+class Stream(Dataset[Item]):
+    """Item p, for any p from 0 on: ``read`` of the p-th id, with a generator of its own."""
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        seed: int,
+        stream: int,
+        read: Callable[[str, torch.Generator], Item],
+    ) -> None:
+        self.ids, self.seed, self.stream, self._read = tuple(ids), seed, stream, read
+
+    def __getitem__(self, place: int) -> Item:
+        epoch, index = divmod(place, len(self.ids))
+        order = _permutation(len(self.ids), self.seed, self.stream, epoch)
+        generator = torch.Generator().manual_seed(_number(self.seed, self.stream, 1, place))
+        return self._read(self.ids[order[index]], generator)
+
+
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(_number(seed, stream, 0, epoch))
+    return tuple(torch.randperm(length, generator=generator).tolist())
+
+
+def _number(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
+class _Labelled:
+    def __init__(self, dataset: PreparedDataset, geometry: Geometry) -> None:
+        self._images, self._geometry = Images(dataset), geometry
+
+    def __call__(self, identifier: str, generator: torch.Generator) -> Sample:
+        image, mask = self._images.pair(identifier)
+        return random_scale_crop_flip(image, mask, self._geometry, generator)
+
+
+class _Unlabelled:
+    def __init__(self, dataset: PreparedDataset, view: View) -> None:
+        self._images, self._view = Images(dataset), view
+
+    def __call__(self, identifier: str, generator: torch.Generator) -> dict[str, Tensor]:
+        return self._view(self._images.image(identifier), generator)
+
+
+def labelled_batches(
+    dataset: PreparedDataset,
+    ids: Sequence[str],
+    geometry: Geometry,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    workers: int,
+) -> Iterator[Sample]:
+    """Batches of steps [first_step, last_step): images (B, 3, c, c) and masks (B, c, c), both uint8."""
+    stream = Stream(ids, seed, LABELLED, _Labelled(dataset, geometry))
+    return _batches(stream, batch_size, first_step, last_step, workers)
+
+
+def unlabelled_batches(
+    dataset: PreparedDataset,
+    ids: Sequence[str],
+    view: View,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    workers: int,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of steps [first_step, last_step): what ``view`` returns, stacked."""
+    stream = Stream(ids, seed, UNLABELLED, _Unlabelled(dataset, view))
+    return _batches(stream, batch_size, first_step, last_step, workers)
+
+
+def _batches(
+    stream: Stream[Any], batch_size: int, first_step: int, last_step: int, workers: int
+) -> Iterator[Any]:
+    loader = DataLoader(
+        stream,
+        batch_size,
+        sampler=range(first_step * batch_size, last_step * batch_size),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
+    return _with_plain_errors(loader)
+
+
+def evaluation_images(
+    dataset: PreparedDataset, ids: Sequence[str], workers: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(id, image (3, H, W) uint8, mask (H, W) uint8) of each id, in order."""
+    loader = DataLoader(
+        _Evaluation(dataset, ids), batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+    return _with_plain_errors(loader)
+
+
+class _Evaluation(Dataset[tuple[str, Tensor, Tensor]]):
+    def __init__(self, dataset: PreparedDataset, ids: Sequence[str]) -> None:
+        self._dataset, self._ids = dataset, tuple(ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+        identifier = self._ids[index]
+        image = read_image(self._dataset.image_path(identifier))
+        mask = read_mask(self._dataset.mask_path(identifier), image, len(self._dataset.classes))
+        return identifier, image, mask
+
+
+def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
+    """A worker wraps its traceback around an error's message: give the message alone."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(
+            str(error).strip().splitlines()[-1].removeprefix("semiseg.errors.UserError: ")
+        ) from None
