@@ -32,8 +32,8 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 if not workflow.deployment_settings.deployment_method:
-    # The stages run under the Python that runs Snakemake, activated or not.
-    shell.prefix(f"PATH={Path(sys.executable).parent}:$PATH; ")
+    # The stages run under the Python that runs Snakemake, activated or not; a failed one is not hidden by tee.
+    shell.prefix(f"set -euo pipefail; PATH='{Path(sys.executable).parent}':$PATH; ")
 
 
 def run_of(wildcards):
@@ -63,10 +63,6 @@ def runs_in_table(grid):
 
 def records_of(wildcards):
     return [str(run.metrics) for run in runs_in_table(wildcards.grid)]
-
-
-def histories_of(wildcards):
-    return [str(run.artefacts / "history.csv") for run in runs_in_table(wildcards.grid)]
 
 
 def results_of(grid):
@@ -196,6 +192,7 @@ rule evaluate:
     input:
         ancient("data/ingredients"),
         manifest=manifest_of,
+        labelled="data/splits/{split}/{seed}/labelled.txt",
         model="runs/{recipe}/{split}/{seed}/model.pt",
         history="runs/{recipe}/{split}/{seed}/history.csv",
     output:
@@ -243,11 +240,10 @@ rule report:
     input:
         ancient("data/ingredients"),
         records=records_of,
-        histories=histories_of,
         table="results/tables/{grid}.csv",
     output:
         report(
-            directory("results/figures/{grid}"),
+            update(directory("results/figures/{grid}")),
             patterns=["{figure}.png"],
             category="Figures",
             subcategory="{grid}",

@@ -22,14 +22,26 @@ ROOT = Path(__file__).parents[1]
 # They carry, guard and log what others compute; what they pass on is compared as numbers or files itself.
 CARRIERS = frozenset(
     Path("semiseg", f"{name}.py")
-    for name in ("checkpoint", "config", "device", "errors", "files", "history", "paths", "provenance", "record")
+    for name in (
+        "checkpoint",
+        "config",
+        "device",
+        "errors",
+        "files",
+        "history",
+        "paths",
+        "provenance",
+        "record",
+    )
 )
 
 
 def download(params: Params, dataset: str) -> dict[str, Any]:
     """Of the prepared dataset."""
     entry = look_up(params.datasets, dataset, "datasets")
-    return _of("download", dataclasses.asdict(entry), [Path("semiseg", "data", "sources", f"{entry.source}.py")])
+    return _of(
+        "download", dataclasses.asdict(entry), [Path("semiseg", "data", "sources", f"{entry.source}.py")]
+    )
 
 
 def split(params: Params, name: str) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def _without_seed(config: RunConfig) -> dict[str, Any]:
 
 
 def _of(stage: str, numbers: dict[str, Any], named: Iterable[Path]) -> dict[str, Any]:
-    """``named``: files that the stage imports by a name in params.yaml, so that no import statement shows them."""
+    """``named``: files that the stage imports by a name in params.yaml, which no import statement shows."""
     files = closure([Path("pipeline", f"{stage}.py"), *named]) - CARRIERS
     return {"numbers": numbers, "code": {file.as_posix(): digest(file) for file in files}}
 
@@ -111,15 +123,24 @@ def closure(files: Iterable[Path]) -> set[Path]:
 
 @functools.cache
 def imports(file: Path) -> tuple[Path, ...]:
-    """The library's files named in the import statements of ``file``, packages' __init__.py left out."""
-    names: list[str] = []
+    """The library's files that the import statements of ``file`` name, a package's __init__.py among them."""
+    found: list[Path | None] = []
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found += [_file_of(alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    modules = [Path(*name.split(".")).with_suffix(".py") for name in names if name.startswith("semiseg.")]
-    return tuple(module for module in dict.fromkeys(modules) if (ROOT / module).is_file())
+            found += [
+                _file_of(f"{node.module}.{alias.name}") or _file_of(node.module) for alias in node.names
+            ]
+    return tuple(dict.fromkeys(path for path in found if path is not None))
+
+
+def _file_of(module: str) -> Path | None:
+    place = Path(*module.split("."))
+    candidates = [place.with_suffix(".py"), place / "__init__.py"]
+    if place.parts[0] != "semiseg":
+        return None
+    return next((each for each in candidates if (ROOT / each).is_file()), None)
 
 
 @functools.cache
@@ -137,7 +158,9 @@ def digest(file: Path) -> str:
 
 def _is_string(node: ast.AST) -> bool:
     return (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     )
 
 
