@@ -13,7 +13,6 @@ from PIL import Image
 
 from semiseg import paths
 from semiseg.data import prepared
-from semiseg.errors import UserError
 from semiseg.report.collect import Results, share
 from semiseg.report.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
@@ -26,7 +25,6 @@ class Content:
     """What the panel shows, all of it on this machine."""
 
     title: str
-    ids: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
     predictions: dict[str, tuple[Path, ...]]  # by recipe
@@ -36,32 +34,31 @@ class Content:
 
 
 def find(results: Results) -> Content | None:
-    """The split that most recipes have run, each with its first seed; None where its files are not here."""
+    """The split that most recipes have run, each with its first seed; None where the files are not here."""
     split = max(results.grid.splits, key=lambda each: len(_runs(results, each)))  # the first of the largest
-    runs = _runs(results, split)
-    found = {recipe: _stems(run) for recipe, run in runs.items() if _stems(run)}
-    if not found:
+    name, declared = results.params.splits[split].dataset, results.dataset(split)
+    if not prepared.is_prepared(name, declared):
         return None
-    ids = tuple(sorted(set.intersection(*found.values())))
-    declared = results.params.splits[split].dataset
-    try:
-        dataset = prepared.open_dataset(declared, results.params.datasets[declared])
-    except UserError:
-        return None  # the dataset is not on this machine
-    images, masks = tuple(map(dataset.image, ids)), tuple(map(dataset.mask, ids))
-    if not ids or not all(path.exists() for path in (*images, *masks)):
+    dataset = prepared.open_dataset(name, declared)
+    runs = _runs(results, split)
+    here = {recipe: run for recipe, run in runs.items() if _folder(run).is_dir()}
+    ids = tuple(
+        each
+        for each in dataset.ids(declared.evaluate)
+        if here and all((_folder(run) / f"{each}.png").exists() for run in here.values())
+    )
+    if not ids:
         return None
     return Content(
-        title=f"{declared}, {share(results.params.splits[split].ratio)} labelled",
-        ids=ids,
-        images=images,
-        masks=masks,
+        title=f"{name}, {share(results.params.splits[split].ratio)} labelled",
+        images=tuple(map(dataset.image_path, ids)),
+        masks=tuple(map(dataset.mask_path, ids)),
         predictions={
-            recipe: tuple(_folder(runs[recipe]) / f"{name}.png" for name in ids) for recipe in found
+            recipe: tuple(_folder(run) / f"{each}.png" for each in ids) for recipe, run in here.items()
         },
-        classes=results.dataset(split).classes,
-        background=results.dataset(split).background,
-        complete=len(found) == len(runs),
+        classes=declared.classes,
+        background=declared.background,
+        complete=len(here) == len(runs),
     )
 
 
@@ -75,11 +72,8 @@ def _runs(results: Results, split: str) -> dict[str, paths.Run]:
 
 
 def _folder(run: paths.Run) -> Path:
+    """Predictions of the first images of the evaluation list: <id>.png, greyscale, class ids."""
     return run.artefacts / "predictions"
-
-
-def _stems(run: paths.Run) -> set[str]:
-    return {path.stem for path in _folder(run).glob("*.png")}
 
 
 def draw(content: Content) -> Figure:
@@ -90,10 +84,10 @@ def draw(content: Content) -> Figure:
     cell = width / len(columns)
     legend_rows = -(-(len(content.classes) + 1) // _legend_columns(width))
     figure = Figure(
-        figsize=(width, len(content.ids) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
+        figsize=(width, len(content.images) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
     )
-    grid = figure.subplots(len(content.ids), len(columns), squeeze=False)
+    grid = figure.subplots(len(content.images), len(columns), squeeze=False)
     colours = class_colours(len(content.classes), content.background)
     seen: set[int] = set()
     for row, axes_row in enumerate(grid):
