@@ -1,0 +1,34 @@
+"""Where datasets come from: each file has a Config and ``prepare(folder, dataset, options)``."""
+
+import importlib
+import shutil
+
+from semiseg import paths
+from semiseg.config import Dataset, from_tree
+from semiseg.data import prepared
+
+
+def prepare(name: str, dataset: Dataset) -> str:
+    """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what was done.
+
+    It is made in a folder beside and renamed when whole, so that what is under its name is complete.
+    """
+    target = paths.dataset(name)
+    source = importlib.import_module(f"semiseg.data.sources.{dataset.source}")
+    options = from_tree(source.Config, dataset.options, f"params.yaml: datasets: {name}: options")
+    if not prepared.is_prepared(name, dataset):
+        partial = target.with_name(f".{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            source.prepare(partial, dataset, options)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    found = prepared.open_dataset(name, dataset)
+    manifest = prepared.read_manifest(target)
+    assert manifest is not None
+    counts = ", ".join(f"{count} {listed}" for listed, count in manifest["counts"].items())
+    return f"{found.folder}: {counts} images, {len(found.classes)} classes"

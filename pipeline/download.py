@@ -1,0 +1,20 @@
+"""Bring one dataset from nothing to prepared: python pipeline/download.py <dataset>."""
+
+import argparse
+
+from semiseg import config
+from semiseg.data import sources
+from semiseg.errors import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    name = parser.parse_args().dataset
+    dataset = config.look_up(config.load().datasets, name, "datasets")
+    print(sources.prepare(name, dataset))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

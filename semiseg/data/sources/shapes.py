@@ -1,0 +1,167 @@
+"""Shapes: images that the project draws itself, to be known by their form alone.
+
+Six shapes of any size, turn, colour and texture stand before a textured ground, over and under each other,
+among strokes and blots that belong to the background. Colour and texture are drawn alike for shapes, clutter
+and ground, so that they give no class away. Masks come from integer arithmetic: the same seed gives the same
+mask on every platform. The files lie as in PASCAL VOC: JPEG images, palette PNG masks with a border of 255.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from semiseg.config import Dataset
+from semiseg.data.prepared import VOC, write_manifest
+from semiseg.errors import UserError
+from semiseg.files import write_text
+
+IGNORE = 255
+UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel
+TURNS = 48  # directions in a full turn
+
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Colours = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    train: int = 160
+    val: int = 40
+    size: int = 96  # pixels, both sides
+
+    def __post_init__(self) -> None:
+        if self.train < 1 or self.val < 1 or self.size < 32:
+            raise ValueError("train and val must be positive, size at least 32")
+
+
+# Whether a point (u, v), seen from the centre in the shape's own turn, lies in a shape of radius r.
+FORMS: dict[str, Callable[[Integers, Integers, int], Mask]] = {
+    "disc": lambda u, v, r: u * u + v * v <= r * r,
+    "square": lambda u, v, r: np.maximum(abs(u), abs(v)) * 5 <= r * 4,
+    "triangle": lambda u, v, r: (2 * v >= -r) & (7 * abs(u) <= 4 * (r - v)),
+    "cross": lambda u, v, r: (np.maximum(abs(u), abs(v)) <= r) & (np.minimum(abs(u), abs(v)) * 10 <= r * 3),
+    "ring": lambda u, v, r: (u * u + v * v <= r * r) & ((u * u + v * v) * 3 >= r * r),
+    "star": lambda u, v, r: np.minimum(abs(u) + 3 * abs(v), 3 * abs(u) + abs(v)) * 7 <= r * 8,
+}
+
+
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
+    """Draw train and val images into the empty ``folder``. Raises UserError for classes it cannot draw."""
+    unknown = [name for name in dataset.classes[1:] if name not in FORMS]
+    if unknown:
+        raise UserError(f"params.yaml: datasets: shapes: cannot draw '{unknown[0]}'; can {', '.join(FORMS)}")
+    forms = [FORMS[name] for name in dataset.classes[1:]]
+    for sub in (VOC.images, VOC.masks):
+        (folder / sub).mkdir(parents=True)
+    for number, (listed, count) in enumerate((("train", options.train), ("val", options.val))):
+        ids = [f"{listed}_{index:04d}" for index in range(count)]
+        for index, each in enumerate(ids):
+            generator = np.random.Generator(np.random.PCG64([options.seed, number, index]))
+            image, mask = draw(forms, options.size, generator)
+            Image.fromarray(image).save(folder / VOC.images / f"{each}.jpg", quality=92)
+            _save_palette(mask, folder / VOC.masks / f"{each}.png")
+        write_text(folder / VOC.lists / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
+    write_manifest(folder, dataset, VOC, ("train", "val"), {"drawn": "by semiseg", "seed": options.seed})
+
+
+def draw(
+    forms: list[Callable[[Integers, Integers, int], Mask]], size: int, generator: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One image (size, size, 3) uint8 and its mask (size, size) uint8: 0 background, forms from 1, 255."""
+    y, x = np.mgrid[:size, :size].astype(np.int64) * UNIT
+    canvas, mask = _texture(x, y, generator), np.zeros((size, size), dtype=np.uint8)
+    chosen = generator.integers(1, len(forms) + 1, size=int(generator.integers(2, 5)))
+    clutter = np.zeros(int(generator.integers(4, 9)), dtype=np.int64)
+    for label in generator.permutation(np.concatenate([chosen, clutter])).tolist():
+        inside = _placed(forms[label - 1], x, y, generator) if label else _clutter(x, y, generator)
+        canvas = np.where(inside[:, :, None], _texture(x, y, generator), canvas)
+        mask[inside] = label
+    noise = generator.normal(0, 6, canvas.shape)
+    return np.clip(canvas + noise, 0, 255).astype(np.uint8), _with_border(mask)
+
+
+def _placed(
+    form: Callable[[Integers, Integers, int], Mask], x: Integers, y: Integers, generator: np.random.Generator
+) -> Mask:
+    """A form somewhere in the image, of a radius between a ninth and a quarter of its side."""
+    size = len(x) * UNIT
+    radius = int(generator.integers(size // 9, size // 4))
+    u, v = _turned(x, y, size, generator)
+    return form(u, v, radius)
+
+
+def _clutter(x: Integers, y: Integers, generator: np.random.Generator) -> Mask:
+    """A stroke, a bar or a lopsided blot: never one of the forms."""
+    size = len(x) * UNIT
+    u, v = _turned(x, y, size, generator)
+    length, width = (int(generator.integers(*span)) for span in ((size // 8, size // 3), (UNIT, 3 * UNIT)))
+    kind = int(generator.integers(3))
+    if kind == 0:  # a straight stroke
+        return (abs(u) <= length) & (abs(v) <= width)
+    if kind == 1:  # a bent stroke: a parabola's band
+        return (abs(u) <= length) & (abs(v * length - u * u) <= 2 * width * length)
+    small = length // 3  # an ellipse three times as long as broad
+    return u * u + 9 * v * v <= 9 * small * small
+
+
+def _turned(x: Integers, y: Integers, size: int, generator: np.random.Generator) -> tuple[Integers, Integers]:
+    """Coordinates around a random centre, in a random direction."""
+    centre_x, centre_y = (int(each) for each in generator.integers(size // 8, size * 7 // 8, 2))
+    angle = 2 * np.pi * int(generator.integers(TURNS)) / TURNS
+    cosine, sine = round(float(np.cos(angle)) * UNIT), round(float(np.sin(angle)) * UNIT)
+    dx, dy = x - centre_x, y - centre_y
+    return (dx * cosine + dy * sine) // UNIT, (dy * cosine - dx * sine) // UNIT
+
+
+def _texture(x: Integers, y: Integers, generator: np.random.Generator) -> Colours:
+    """Two colours, mixed by waves, checks or slow noise: (H, W, 3) in [0, 255]."""
+    one, other = generator.uniform(20, 235, (2, 3))
+    other = one + (other - one) * generator.uniform(0.1, 0.6)
+    kind, period = int(generator.integers(3)), int(generator.integers(4, 14)) * UNIT
+    angle = generator.uniform(0, np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    if kind == 0:
+        mix = (np.sin(2 * np.pi * along / period) + 1) / 2
+    elif kind == 1:
+        across = y * np.cos(angle) - x * np.sin(angle)
+        mix = ((along // period + across // period) % 2).astype(np.float64)
+    else:
+        coarse = generator.uniform(0, 255, (8, 8)).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize((x.shape[1], x.shape[0]), Image.Resampling.BICUBIC)
+        mix = np.asarray(smooth, dtype=np.float64) / 255
+    return one + (other - one) * mix[:, :, None]
+
+
+def _with_border(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """255 on both sides of every change of class, as in VOC."""
+    border = np.zeros(mask.shape, dtype=bool)
+    for axis in (0, 1):
+        change = np.diff(mask.astype(np.int64), axis=axis) != 0
+        before, after = (
+            np.pad(change, [(p, 1 - p) if a == axis else (0, 0) for a in (0, 1)]) for p in (0, 1)
+        )
+        border |= before | after
+    return np.where(border, np.uint8(IGNORE), mask)
+
+
+def _save_palette(mask: NDArray[np.uint8], path: Path) -> None:
+    image = Image.fromarray(mask).convert("P")
+    image.putdata(mask.flatten().tolist())
+    image.putpalette(voc_palette())
+    image.save(path)
+
+
+def voc_palette() -> list[int]:
+    """PASCAL VOC's 256 colours: the bits of an id, spread over red, green and blue."""
+    colours = []
+    for label in range(256):
+        for channel in range(3):
+            bits = (label >> (3 * place + channel) & 1 for place in range(3))
+            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+    return colours
