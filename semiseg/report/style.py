@@ -12,11 +12,11 @@ from semiseg.files import written_whole
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
-# Of classes in a panel: Okabe and Ito's seven, Paul Tol's muted nine, and four more for 20 classes.
+# Of classes in a panel: Okabe and Ito's seven, then Paul Tol's muted nine and four more, unlike ones first.
 CLASS_COLOURS = (
     *("#56B4E9", "#CC79A7", "#F0E442", "#0072B2", "#E69F00", "#009E73", "#D55E00"),
-    *("#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#CC6677"),
-    *("#8C510A", "#A6A6A6", "#F4A6C0", "#5E3C99"),
+    *("#332288", "#DDCC77", "#882255", "#8C510A", "#A6A6A6", "#117733", "#88CCEE"),
+    *("#44AA99", "#999933", "#AA4499", "#CC6677", "#F4A6C0", "#5E3C99"),
 )
 BACKGROUND = "#1A1A1A"
 

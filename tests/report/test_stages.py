@@ -27,7 +27,7 @@ def test_tables_are_written_and_printed(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.4)
     done = stage("tables", "main")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "supervised  40.0 (1)" in " ".join(done.stdout.split("\n")).replace("    ", "  ")
+    assert ["supervised", "40.0", "(1)", "–"] in [line.split() for line in done.stdout.splitlines()]
     assert {path.name for path in Path("results/tables").iterdir()} == {"main.csv", "main.md", "main.tex"}
 
 
