@@ -1,6 +1,5 @@
 """Weights to start from: torchvision's ImageNet ones, none, or a file."""
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -9,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from semiseg import paths
 from semiseg.config import Network
+from semiseg.data import archives
 from semiseg.errors import UserError
 from semiseg.models.network import SegmentationNetwork
 
@@ -42,22 +41,11 @@ def load(built: SegmentationNetwork, network: Network) -> None:
 
 
 def imagenet(backbone: str) -> Path:
-    """torchvision's file for ``backbone``, looked for among the archives, else fetched; digest checked."""
-    from semiseg.data import archives
-
+    """torchvision's file for ``backbone``, found among the archives or fetched; its digest is checked."""
     name = IMAGENET[backbone]
     address = f"{ADDRESS}/{name}"
-    path = archives.find(name)
-    if path is None:
-        try:
-            path = archives.fetch(name, [address], None)
-        except (UserError, OSError) as error:
-            raise UserError(
-                f"network: weights: imagenet: {address} could not be fetched ({error}); "
-                f"put {name} into {paths.ARCHIVES}/"
-            ) from None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    path = archives.find(name) or archives.fetch(name, [address], sha256=None)
+    digest = archives.digest(path)
     if not digest.startswith(Path(name).stem.rpartition("-")[2]):
         raise UserError(
             f"{path}: its sha256 begins with {digest[:8]}, so it is not torchvision's {name}; "
@@ -68,16 +56,18 @@ def imagenet(backbone: str) -> Path:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict's file, on the CPU, read without running code from it."""
+    if not path.is_file():
+        raise UserError(f"network: weights: {path}: no such file; give imagenet, none or a file's path")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"network: weights: {path}: not found; give imagenet, none or a file's path"
-        ) from None
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: not a file of weights ({reason}); fetch it again") from None
-    if not isinstance(tensors, Mapping) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        # torch's own words advise to read the file with weights_only off.
+        raise UserError(
+            f"{path}: broken, or more in it than tensors ({type(error).__name__}); fetch it again"
+        ) from None
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(each, Tensor) for name, each in tensors.items()
+    ):
         raise UserError(f"{path}: not a state dict of tensors; save the network's state_dict() alone")
     return dict(tensors)
 

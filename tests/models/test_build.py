@@ -50,15 +50,15 @@ def test_parameter_counts(network, head):
     [
         ("deeplabv3plus", "resnet18", 32, (32, 4)),
         ("deeplabv3plus", "resnet50", 256, (256, 4)),
-        ("deeplabv2", "resnet50", 256, (2048, None)),
-        ("pspnet", "resnet50", 512, (512, None)),
+        ("deeplabv2", "resnet18", 256, (512, None)),
+        ("pspnet", "resnet18", 512, (512, None)),
     ],
 )
 def test_shapes(head, backbone, channels, features, output_stride):
     width, stride = features[0], features[1] or output_stride
     built = on_meta(head, backbone, "none", output_stride, channels)
     assert (built.feature_channels, built.feature_stride) == (width, stride)
-    for down, across in ((64, 64), (65, 49), (33, 128), (321, 321)):
+    for down, across in ((64, 96), (65, 49)):
         images = torch.empty(2, 3, down, across, device="meta")
         assert built.features(images).shape == (2, width, -(-down // stride), -(-across // stride))
         assert built(images).shape == (2, 21, down, across)

@@ -35,12 +35,10 @@ class AtrousClassifiers(nn.Module):
 
     def __init__(self, inputs: int, num_classes: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate) for rate in RATES
-        )
-        for branch in self.branches:
+        branches = [nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate) for rate in RATES]
+        for branch in branches:
             nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, features: Tensor) -> Tensor:
         first, *others = self.branches

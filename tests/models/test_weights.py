@@ -1,0 +1,159 @@
+import hashlib
+
+import pytest
+import torch
+import torchvision
+
+from semiseg import paths
+from semiseg.config import Network
+from semiseg.errors import UserError
+from semiseg.models import weights
+from semiseg.models.build import build
+
+
+def network(source: object) -> Network:
+    return Network("deeplabv3plus", "resnet18", str(source), 16, 8)
+
+
+@pytest.fixture
+def resnet18():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(weights=None)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
+    monkeypatch.setattr(weights, "ADDRESS", "http://127.0.0.1:9")  # nobody listens there
+    return tmp_path
+
+
+def test_torchvisions_state_dict_becomes_the_backbone(resnet18, tmp_path):
+    torch.save(resnet18.state_dict(), tmp_path / "mine.pth")
+    backbone = build(network(tmp_path / "mine.pth"), 3).backbone.eval()
+    resnet18.eval()
+    images = torch.rand(2, 3, 45, 64)
+    with torch.no_grad():
+        stem = resnet18.maxpool(resnet18.relu(resnet18.bn1(resnet18.conv1(images))))
+        assert torch.equal(backbone(images).low, resnet18.layer1(stem))
+        assert torch.equal(backbone.layer2(backbone(images).low), resnet18.layer2(resnet18.layer1(stem)))
+    state = resnet18.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+
+
+def test_a_whole_network_comes_back(tmp_path):
+    saved = build(network("none"), 3)
+    torch.save(saved.state_dict(), tmp_path / "whole.pt")
+    loaded = build(network(tmp_path / "whole.pt"), 3).state_dict()
+    assert loaded.keys() == saved.state_dict().keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in saved.state_dict().items())
+
+
+def test_a_file_without_batch_norms_counters_is_complete(resnet18, tmp_path):
+    state = {key: value for key, value in resnet18.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "old.pth")
+    loaded = build(network(tmp_path / "old.pth"), 3).backbone
+    assert torch.equal(loaded.layer4[1].conv2.weight, resnet18.layer4[1].conv2.weight)
+
+
+def test_tensors_that_do_not_fit_are_named(resnet18, tmp_path):
+    file = tmp_path / "odd.pth"
+    state = resnet18.state_dict()
+    del state["layer3.0.conv1.weight"]
+    state["layer5.conv1.weight"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    torch.save(state, file)
+    with pytest.raises(UserError) as caught:
+        build(network(file), 3)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(file) in message
+    assert "missing: layer3.0.conv1.weight" in message
+    assert "unexpected: layer5.conv1.weight" in message
+    assert "of another shape: conv1.weight [64, 1, 7, 7] for [64, 3, 7, 7]" in message
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(build(network("none"), 3).state_dict(), tmp_path / "three.pt")
+    with pytest.raises(UserError, match=r"another shape: classifier\.1\.weight \[3, 8, 1, 1\] for \[4, 8"):
+        build(network(tmp_path / "three.pt"), 4)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
+    with pytest.raises(UserError, match=r"unexpected: .* and \d+ more"):
+        build(network(tmp_path / "resnet50.pth"), 3)
+
+
+class Payload:
+    """Would create a file if it were ever unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+def test_what_is_no_state_dict_is_refused(resnet18, tmp_path):
+    (tmp_path / "text.pth").write_text("<html>not found</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save(resnet18.state_dict(), tmp_path / "cut.pth")
+    whole = (tmp_path / "cut.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": resnet18.state_dict()}, tmp_path / "nested.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbers.pth")
+    torch.save({"conv1.weight": Payload(tmp_path / "ran")}, tmp_path / "code.pth")
+    for name in ("text", "empty", "cut", "nested", "list", "numbers", "code"):
+        with pytest.raises(UserError) as caught:
+            build(network(tmp_path / f"{name}.pth"), 3)
+        assert f"{name}.pth" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file; give imagenet, none or a file's path"):
+        build(network(tmp_path / "nowhere.pth"), 3)
+    with pytest.raises(UserError, match="no such file"):
+        build(network(tmp_path), 3)
+
+
+@pytest.mark.parametrize("folder", ["project", "variable"])
+def test_imagenet_is_found_among_the_archives(resnet18, project, monkeypatch, folder):
+    archives = project / paths.ARCHIVES
+    if folder == "variable":
+        archives = project / "elsewhere"
+        monkeypatch.setenv("SEMISEG_ARCHIVES", str(archives))
+    archives.mkdir(parents=True)
+    torch.save(resnet18.state_dict(), archives / "new.pth")
+    digest = hashlib.sha256((archives / "new.pth").read_bytes()).hexdigest()
+    (archives / "new.pth").rename(archives / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setitem(weights.IMAGENET, "resnet18", f"resnet18-{digest[:8]}.pth")
+    loaded = build(network("imagenet"), 3).backbone
+    assert torch.equal(loaded.conv1.weight, resnet18.conv1.weight)
+
+
+def test_a_file_with_another_digest_is_not_taken_for_torchvisions(resnet18, project):
+    file = project / paths.ARCHIVES / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(resnet18.state_dict(), file)
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth: its sha256 begins with"):
+        build(network("imagenet"), 3)
+
+
+@pytest.mark.parametrize("backbone", list(weights.IMAGENET))
+def test_weights_that_cannot_be_had_are_an_error(project, backbone):
+    with pytest.raises(UserError) as caught:
+        weights.imagenet(backbone)
+    message, name = str(caught.value), weights.IMAGENET[backbone]
+    assert "\n" not in message
+    assert f"http://127.0.0.1:9/{name}" in message
+    assert f"put {name} into data/archives/" in message
+    assert not list(project.rglob("*.pth"))
+
+
+def test_the_table_is_torchvisions():
+    for backbone, name in weights.IMAGENET.items():
+        listed = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+        assert listed.url.rpartition("/")[2] == name
