@@ -135,7 +135,7 @@ def _figure(path: Path, results: Results) -> Mapping[str, Any]:
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": width,
         "height": height,
-        "wide": path.stem == "panel",
+        "shape": {"classes": "tall", "panel": "wide"}.get(path.stem, "plain"),
     }
 
 
