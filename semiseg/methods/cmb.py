@@ -184,7 +184,7 @@ class Method(method.Method):
         return pixels._replace(images=_jittered(pixels.images, probability=0.2, strength=0.125))
 
     def _strong(self, anchor: Pixels, step: int) -> Pixels:
-        """One strong view, with the released code's values (trainSSL.py, 330-348)."""
+        """One strong view, with the released code's values (trainSSL.py, 328-344)."""
         pixels = self._mixed(anchor, self.config.mix_unlabelled if step >= self.config.ramp_up_steps else 0.0)
         pixels = random_scale_crop(pixels, probability=0.8, scale=(0.75, 1.75))
         pixels = random_flip(pixels, probability=0.5)
