@@ -6,21 +6,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from semiseg.errors import UserError
 
 IGNORE = 255
+BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for a file that it cannot decode
 
 
 def read_image(path: Path) -> Tensor:
     """An image as RGB (3, H, W) uint8. Raises UserError naming a file that cannot be decoded."""
     try:
-        image: Tensor = decode_image(read_file(str(path)), ImageReadMode.RGB)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: unreadable image ({reason}); prepare the dataset again") from None
-    return image
+        with Image.open(path) as file:
+            pixels = np.array(file.convert("RGB"))
+    except BROKEN as error:
+        raise UserError(f"{path}: unreadable image ({error}); prepare the dataset again") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
@@ -34,7 +34,7 @@ def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
             if file.mode not in ("P", "L"):
                 raise UserError(f"{path}: a mask must be a palette or greyscale PNG, this is {file.mode}")
             mask = torch.from_numpy(np.array(file, dtype=np.uint8))  # a palette's indices, not its colours
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"{path}: unreadable mask ({error}); prepare the dataset again") from None
     if mask.shape != image.shape[-2:]:
         height, width = image.shape[-2:]

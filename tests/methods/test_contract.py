@@ -8,14 +8,12 @@ import torch
 from semiseg import engine, method
 from semiseg.config import Geometry
 from semiseg.method import Labelled, Method, Task, Unlabelled
+from tests.miniature import METHODS
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 2, 32
 STEPS = 10_000
 MOMENTS = (0, 1_500, 2_500, 9_999)  # before, while and after the schedules of the papers set in
-METHODS = sorted(
-    file.stem for file in Path(method.__file__).with_name("methods").glob("*.py") if file.stem != "__init__"
-)
 GEOMETRY = Geometry(base_size=40, scale=(0.8, 1.5), crop=CROP)
 
 

@@ -1,0 +1,20 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import miniature
+
+
+@pytest.fixture
+def mini_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory is a miniature project, and torch computes as a run on the CPU does."""
+    monkeypatch.chdir(tmp_path)
+    miniature.create(tmp_path)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield tmp_path
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)

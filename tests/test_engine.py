@@ -1,0 +1,185 @@
+"""The training loop: schedule and groups by hand, exact resume, what stops a run."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from semiseg import checkpoint, config, engine, paths
+from semiseg.config import Optimiser
+from semiseg.data import prepared, splits
+from semiseg.errors import UserError
+from semiseg.history import Diverged, History
+from tests import miniature
+
+RUN = paths.Run("supervised", "mini-1_4", 0)
+CPU = torch.device("cpu")
+
+
+def train(run: paths.Run = RUN, **protocol: object) -> Path:
+    params = config.load()
+    of_run = params.run(run)
+    of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
+    dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
+    engine.train(of_run, dataset, splits.read(run.split, run.seed), CPU)
+    return run.artefacts / "model.pt"
+
+
+def same_tensors(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_tensors(one[key], other[key]) for key in one)
+    return one == other
+
+
+def test_the_poly_schedule_by_hand() -> None:
+    backbone, head = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([{"params": [backbone]}, {"params": [head]}], lr=1.0)
+    settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, power=0.9)
+    assert engine.set_learning_rate(optimiser, settings, 0.0) == 0.01
+    assert engine.set_learning_rate(optimiser, settings, 0.5) == pytest.approx(0.01 * 0.5358867312681466)
+    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx(
+        [0.0005358867312681466, 0.005358867312681466]
+    )
+
+
+def test_the_optimiser_has_each_trained_parameter_once(mini_project: Path) -> None:
+    learner = miniature.learner("cmb")
+    optimiser = engine.sgd(learner, Optimiser(learning_rate=0.1))
+    backbone, rest = (group["params"] for group in optimiser.param_groups)
+    trained = {id(each) for each in learner.parameters() if each.requires_grad}
+    assert {id(each) for each in backbone} == {id(each) for each in learner.student.backbone.parameters()}
+    assert {id(each) for each in [*backbone, *rest]} == trained
+    assert len(backbone) + len(rest) == len(trained)
+    assert not trained & {id(each) for each in learner.teacher.parameters()}
+    assert not any(group["nesterov"] for group in optimiser.param_groups)
+
+
+def test_a_step_is_seeded_by_seed_and_step_alone() -> None:
+    def draw(seed: int, step: int) -> float:
+        engine.seed_everything(seed, step)
+        return float(torch.rand(()))
+
+    assert draw(0, 3) == draw(0, 3)
+    assert len({draw(0, 3), draw(0, 4), draw(1, 3), draw(1, 2)}) == 4
+
+
+@pytest.mark.parametrize("recipe", miniature.METHODS)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    mini_project: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(RUN, recipe=recipe)
+    whole = torch.load(train(run), weights_only=True)
+    history = pd.read_csv(run.artefacts / "history.csv")
+
+    real_save = checkpoint.Checkpoint.save
+
+    def save_and_die(state: checkpoint.Checkpoint, path: Path) -> None:
+        real_save(state, path)
+        if state.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", real_save)
+    resumed = torch.load(train(run), weights_only=True)
+    for part in ("last", "best", "best_step", "last_step"):
+        assert same_tensors(whole[part], resumed[part]), part
+    again = pd.read_csv(run.artefacts / "history.csv")
+    pd.testing.assert_frame_equal(
+        history.drop(columns="images_per_second"), again.drop(columns="images_per_second")
+    )
+    assert not run.checkpoints.exists()
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(mini_project: Path) -> None:
+    (mini_project / "params.yaml").write_text(
+        (mini_project / "params.yaml").read_text().replace("steps: 6", "steps: 100000")
+    )
+    command = [sys.executable, miniature.PIPELINE / "train.py", *str(RUN).split("/")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (RUN.artefacts / "history.csv").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        second = subprocess.run(command, capture_output=True, text=True)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"being trained by process {process.pid}" in second.stderr
+    assert process.returncode == engine.Interrupted.exit_status
+    assert "start it again to go on" in said.splitlines()[-1]
+    saved = torch.load(RUN.checkpoints / "last.pt", weights_only=True)
+    assert saved["step"] > 0
+    assert not (RUN.artefacts / "model.pt").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(mini_project: Path) -> None:
+    state = checkpoint.Checkpoint("another", 1, {}, {}, [], 0.0, 0, {}, "", 0.0)
+    state.save(RUN.checkpoints / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: belongs to another configuration"):
+        train()
+
+
+def test_a_broken_checkpoint_is_named(mini_project: Path) -> None:
+    RUN.checkpoints.mkdir(parents=True)
+    (RUN.checkpoints / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint"):
+        train()
+
+
+class Malice:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("taken",)
+
+
+def test_a_checkpoint_cannot_run_code(mini_project: Path) -> None:
+    RUN.checkpoints.mkdir(parents=True)
+    torch.save({"config_sha256": Malice()}, RUN.checkpoints / "last.pt")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        train()
+    assert not Path("taken").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_name(tmp_path: Path) -> None:
+    with History(tmp_path, "a/b/0", 0, 10, []) as history:
+        history.add(4, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(2.0)})
+        history.add(5, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(math.nan)})
+        with pytest.raises(Diverged, match=r"a/b/0: loss 'contrast' is nan at step 5"):
+            history.flush(0.1, 1)
+
+
+def test_history_holds_means_rates_and_validation(tmp_path: Path) -> None:
+    with History(tmp_path, "a/b/0", 0, 4, []) as history:
+        for step, loss in enumerate((1.0, 3.0)):
+            history.add(step, {"loss": torch.tensor(loss)})
+        history.flush(0.1, 4)
+        history.validated({"student": 0.25})
+        for step, loss in enumerate((5.0, 6.0), start=2):
+            history.add(step, {"loss": torch.tensor(loss)})
+        history.flush(0.05, 4)
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert table["step"].tolist() == [2, 4]
+    assert table["loss"].tolist() == [2.0, 5.5]
+    assert table["learning_rate"].tolist() == [0.1, 0.05]
+    assert table["val_miou_student"].tolist()[0] == 0.25
+    assert table["val_miou_student"].isna().tolist() == [False, True]
+    assert (table["images_per_second"] > 0).all()
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_diverging_run_leaves_no_model(mini_project: Path) -> None:
+    optimiser = Optimiser(learning_rate=1e30)
+    with pytest.raises(Diverged, match="loss 'loss' is nan at step"):
+        train(optimiser=optimiser, validate_every=100)
+    assert not (RUN.artefacts / "model.pt").exists()
