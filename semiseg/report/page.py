@@ -5,6 +5,7 @@ records and figures that are there, so whichever comes last leaves it complete.
 """
 
 import base64
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 from PIL import Image
 
 from semiseg.config import Params
@@ -162,11 +162,10 @@ def _row(record: Record) -> tuple[str, ...]:
     )
 
 
-def _marks(text: str) -> Markup:
-    """The two marks of Markdown that notes use."""
-    safe = str(escape(text))
-    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", safe))
+def _marks(text: str) -> str:
+    """HTML of a note: escaped, then the two marks of Markdown that notes use."""
+    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
 
 
 def _brief(digest: str) -> str:
