@@ -1,0 +1,201 @@
+"""Write pipeline/dvc.yaml from params.yaml: python pipeline/dvc_stages.py, after a grid has changed.
+
+DVC cannot compute a list, so somebody has to write which records a grid's table reads.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from semiseg import config
+from semiseg.config import Grid, Params
+from semiseg.errors import one_line_errors
+from semiseg.files import write_text
+
+STAGES = Path("pipeline", "dvc.yaml")
+TARGETS = Path("dvc.yaml")
+
+HEAD = """\
+# Written by `python pipeline/dvc_stages.py` from params.yaml: the benchmark's stages, with the Snakefile's
+# commands. ../dvc.yaml says how they are run.
+#
+# A stage depends on the files that it reads and on data/ingredients/..., where `check` notes the numbers of
+# params.yaml and the code that decide its result: a change runs again what it touches, and only that.
+# Two stages may not own one file, so no run belongs to two grids: an ablation holds its variants alone and
+# has the main grid beside it.
+
+vars:
+  - ../params.yaml
+
+stages:
+  check:
+    desc: Refuse a wrong params.yaml; note what decides each stage's result
+    wdir: ..
+    cmd: python pipeline/check.py
+    deps:
+      - params.yaml
+      - semiseg
+      - pipeline/check.py
+      - pipeline/download.py
+      - pipeline/split.py
+      - pipeline/train.py
+      - pipeline/evaluate.py
+      - pipeline/tables.py
+      - pipeline/report.py
+    outs:
+      - data/ingredients
+
+  download:
+    desc: Fetch, verify and prepare a dataset; its manifest stands for it
+    wdir: ..
+    matrix:
+      dataset: [{datasets}]
+    cmd: python pipeline/download.py ${{item.dataset}}
+    deps:
+      - data/ingredients/download/${{item.dataset}}.json
+    outs:
+      - data/${{item.dataset}}/manifest.json: {{cache: false, persist: true}}
+"""
+
+SPLIT = """\
+    desc: Lists of labelled and unlabelled images
+    wdir: ..
+    cmd: python pipeline/split.py ${item.split} ${item.seed}
+    deps:
+      - data/ingredients/split/${item.split}.json
+      - data/${item.dataset}/manifest.json
+    outs:
+      - data/splits/${item.split}/${item.seed}/labelled.txt
+      - data/splits/${item.split}/${item.seed}/unlabelled.txt
+"""
+
+TRAIN = """\
+    desc: Train one run
+    wdir: ..
+    cmd: python pipeline/train.py ${item.recipe} ${item.split} ${item.seed}
+    deps:
+      - data/ingredients/train/${item.recipe}/${item.split}.json
+      - data/${item.dataset}/manifest.json
+      - data/splits/${item.split}/${item.seed}/labelled.txt
+      - data/splits/${item.split}/${item.seed}/unlabelled.txt
+    outs:
+      - runs/${item.recipe}/${item.split}/${item.seed}/model.pt
+      - runs/${item.recipe}/${item.split}/${item.seed}/history.csv
+"""
+
+EVALUATE = """\
+    desc: Score one run and write its record
+    wdir: ..
+    cmd: python pipeline/evaluate.py ${item.recipe} ${item.split} ${item.seed}
+    deps:
+      - data/ingredients/evaluate/${item.recipe}/${item.split}.json
+      - data/${item.dataset}/manifest.json
+      - data/splits/${item.split}/${item.seed}/labelled.txt
+      - runs/${item.recipe}/${item.split}/${item.seed}/model.pt
+      - runs/${item.recipe}/${item.split}/${item.seed}/history.csv
+    metrics:
+      - results/runs/${item.recipe}/${item.split}/${item.seed}/metrics.json: {cache: false}
+"""
+
+TABLES = """
+  tables_{grid}:
+    desc: "Table: {title}"
+    wdir: ..
+    cmd: python pipeline/tables.py {grid}
+    deps:
+      - data/ingredients/tables/{grid}.json
+{records}
+    outs:
+      - results/tables/{grid}.csv: {{cache: false}}
+      - results/tables/{grid}.md: {{cache: false}}
+      - results/tables/{grid}.tex: {{cache: false}}
+"""
+
+REPORT = """
+  {grid}:
+    desc: "{title}, from data to figures"
+    wdir: ..
+    cmd: python pipeline/report.py {grid}
+    deps:
+      - data/ingredients/report/{grid}.json
+      - results/tables/{grid}.csv
+    outs:
+      - results/figures/{grid}: {{cache: false, persist: true}}
+"""
+
+
+def stages(params: Params, targets: set[str]) -> str:
+    """The text of pipeline/dvc.yaml; the last stage of a grid in ``targets`` stands in dvc.yaml."""
+    text = HEAD.format(datasets=", ".join(params.datasets))
+    text += matrices("split", SPLIT, splits(params))
+    text += matrices("train", TRAIN, runs(params))
+    text += matrices("evaluate", EVALUATE, runs(params))
+    for name, grid in params.grids.items():
+        records = "\n".join(f"      - results/runs/{cell}" for cell in cells(params, grid))
+        text += TABLES.format(grid=name, title=grid.title, records=records)
+        if name not in targets:
+            text += REPORT.format(grid=name, title=grid.title)
+    return text
+
+
+def matrices(stage: str, body: str, entries: dict[str, dict[str, str]]) -> str:
+    """A stage for each entry; the first one holds the body that all share."""
+    text = ""
+    for place, (name, matrix) in enumerate(entries.items()):
+        shared = f"    <<: *{stage}\n" if place else body
+        anchor = "" if place else f" &{stage}"
+        rows = "".join(f"      {key}: {value}\n" for key, value in matrix.items())
+        text += f"\n  {stage}_{name}:{anchor}\n{shared}    matrix:\n{rows}"
+    return text
+
+
+def splits(params: Params) -> dict[str, dict[str, str]]:
+    """By dataset, every split of its grids with every seed of theirs; what no target needs is not run."""
+    entries = {}
+    for dataset in params.datasets:
+        of_dataset = [name for name, split in params.splits.items() if split.dataset == dataset]
+        grids = [grid for grid in params.grids.values() if set(grid.splits) & set(of_dataset)]
+        used = [name for name in of_dataset if any(name in grid.splits for grid in grids)]
+        seeds = sorted({seed for grid in grids for seed in grid.seeds})
+        if used:
+            entries[dataset] = {"split": listed(used), "seed": listed(seeds), "dataset": listed([dataset])}
+    return entries
+
+
+def runs(params: Params) -> dict[str, dict[str, str]]:
+    """Each grid's runs; where a grid spans datasets, an entry for each."""
+    entries = {}
+    for name, grid in params.grids.items():
+        datasets = dict.fromkeys(params.splits[split].dataset for split in grid.splits)
+        for dataset in datasets:
+            here = [split for split in grid.splits if params.splits[split].dataset == dataset]
+            entries[name if len(datasets) == 1 else f"{name}_{dataset}"] = {
+                "recipe": f"${{grids.{name}.recipes}}",
+                "split": listed(here),
+                "seed": f"${{grids.{name}.seeds}}",
+                "dataset": listed([dataset]),
+            }
+    return entries
+
+
+def cells(params: Params, grid: Grid) -> list[str]:
+    """<recipe>/<split> of every record in the grid's table, those of the grid beside it included."""
+    beside = params.grids[grid.beside].runs() if grid.beside else []
+    others = [run for run in beside if run.split in grid.splits and run.seed in grid.seeds]
+    return list(dict.fromkeys(f"{run.recipe}/{run.split}" for run in [*grid.runs(), *others]))
+
+
+def listed(values: list[str] | list[int]) -> str:
+    return f"[{', '.join(map(str, values))}]"
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    targets = set(yaml.safe_load(TARGETS.read_text(encoding="utf-8"))["stages"])
+    write_text(STAGES, stages(config.load(), targets))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

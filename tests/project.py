@@ -1,0 +1,100 @@
+"""A copy of the project in a folder of its own, and both engines started in it as a user would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = (
+    "Snakefile",
+    "dvc.yaml",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "params.yaml",
+    "environment.yaml",
+)
+FOLDERS = ("pipeline", "profiles", "semiseg")
+
+# What a stage writes, without doing its work: the file's text is its command.
+STUB = """
+import sys
+from pathlib import Path
+
+stage, names = Path(sys.argv[0]).stem, sys.argv[1:]
+place = "/".join(names)
+outputs = {
+    "download": [f"data/{place}/manifest.json"],
+    "split": [f"data/splits/{place}/labelled.txt", f"data/splits/{place}/unlabelled.txt"],
+    "train": [f"runs/{place}/model.pt", f"runs/{place}/history.csv"],
+    "evaluate": [f"results/runs/{place}/metrics.json"],
+    "tables": [f"results/tables/{place}.{kind}" for kind in ("csv", "md", "tex")],
+    "report": [f"results/figures/{place}/miou.png"],
+}
+if Path("fail").exists() and stage == Path("fail").read_text():
+    sys.exit(f"{stage} fails")
+for output in map(Path, outputs[stage]):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text('{"command": "%s"}' % " ".join(sys.argv))
+"""
+
+
+def copy(place: Path, *, stubs: bool = False) -> Path:
+    """The project's files in ``place``; with ``stubs``, every stage but check only touches its outputs."""
+    for name in FILES:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
+    if stubs:
+        for stage in ("download", "split", "train", "evaluate", "tables", "report"):
+            (place / "pipeline" / f"{stage}.py").write_text(STUB)
+    subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
+    return place
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace ``old``, which must be there."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(place),  # the copy's own semiseg, whichever is installed
+        "DVC_SITE_CACHE_DIR": str(place / ".dvc" / "tmp" / "site"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=place,
+        env=environment(place),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def succeed(place: Path, *command: str) -> str:
+    done = run(place, *command)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def snakemake_commands(output: str) -> list[str]:
+    """The stages' commands in what ``snakemake --printshellcmds`` prints, without what keeps their logs."""
+    return re.findall(r"^Shell command: (python .*?) 2>&1 \| tee \S+$", output, re.MULTILINE)
+
+
+def dvc_commands(output: str) -> list[str]:
+    """The stages' commands in what ``dvc repro`` prints."""
+    return re.findall(r"^> (python .*)$", output, re.MULTILINE)
