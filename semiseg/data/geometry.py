@@ -6,15 +6,16 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.config import Geometry
+from semiseg.data.decoding import IGNORE
 
-IGNORE = 255  # the mask value of padding
 PADDING = (124, 116, 104)  # ImageNet's mean colour, zero once normalised
 
 
 def resize_long_side(image: Tensor, mask: Tensor | None, long_side: int) -> tuple[Tensor, Tensor]:
     """Scale an image (3, H, W) uint8, bilinear and antialiased, and its mask (H, W) uint8, nearest.
 
-    Without a mask, one of zeros is made: padding will be told from image by it.
+    ``long_side`` is the result's, in pixels. Without a mask, one of zeros is made: padding will be told from
+    image by it.
     """
     height, width = image.shape[-2:]
     scale = long_side / max(height, width)
@@ -22,7 +23,8 @@ def resize_long_side(image: Tensor, mask: Tensor | None, long_side: int) -> tupl
     image = resize(image, size, InterpolationMode.BILINEAR, antialias=True)
     if mask is None:
         return image, torch.zeros(size, dtype=torch.uint8)
-    return image, resize(mask[None], size, InterpolationMode.NEAREST)[0]
+    # NEAREST takes each pixel's corner and would shift the mask against the image; NEAREST_EXACT its centre.
+    return image, resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
 
 
 def pad_to(image: Tensor, mask: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

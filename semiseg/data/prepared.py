@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +41,17 @@ class PreparedDataset:
 
     def ids(self, listed: str) -> tuple[str, ...]:
         """The ids of the list train, val or test. Raises UserError where there is no such list."""
-        return _ids(self.folder / self.layout.lists / f"{listed}.txt")
+        path = self.folder / self.layout.lists / f"{listed}.txt"
+        try:
+            return read_ids(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: this dataset has no such list of images") from None
 
     def image_path(self, identifier: str) -> Path:
         return self.folder / self.layout.images / f"{identifier}{self.layout.image_suffix}"
 
     def mask_path(self, identifier: str) -> Path:
         return self.folder / self.layout.masks / f"{identifier}.png"
-
-
-@cache
-def _ids(path: Path) -> tuple[str, ...]:
-    try:
-        return read_ids(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: this dataset has no such list of images") from None
 
 
 def open_dataset(name: str, config: Dataset) -> PreparedDataset:

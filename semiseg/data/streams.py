@@ -21,7 +21,7 @@ from semiseg.data.reading import read_image, read_mask
 from semiseg.errors import UserError
 
 LABELLED, UNLABELLED = 0, 1
-CACHE_BYTES = 512 * 2**20  # of decoded images, in each process that reads
+CACHE_BYTES = 512 * 2**20  # of decoded images, for each stream in each process that reads
 
 Item = TypeVar("Item")
 Sample = tuple[Tensor, Tensor]
