@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 4096  # rows that are in double precision at a time
 
 
 def class_memory_loss(
@@ -34,6 +37,21 @@ def class_memory_loss(
 def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Σ s x̂ / Σ s of each class's rows: (num_classes, D) float64, and which classes have a row.
 
+    In chunks that the backward pass computes again, so that no second copy of the rows is held.
+    """
+    sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
+    total, count = sums.new_zeros(num_classes), sums.new_zeros(num_classes)
+    for chunk in zip(*(each.split(CHUNK) for each in (rows, labels, scores)), strict=True):
+        parts = checkpoint(_segment_sums, *chunk, num_classes, use_reentrant=False, preserve_rng_state=False)
+        sums, total, count = sums + parts[0], total + parts[1], count + parts[2]
+    return sums / torch.where(total > 0, total, 1)[:, None], count > 0
+
+
+def _segment_sums(
+    rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ s x̂, Σ s and the number of each class's rows, all float64.
+
     In double precision: one minus a cosine loses digits where the features agree, and reduced-precision
     matrix products (TF32, autocast) do not touch it.
     """
@@ -41,7 +59,5 @@ def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: in
     classes = torch.arange(num_classes, device=labels.device)
     member = classes[:, None] == labels[None, :]  # (num_classes, N)
     mass = torch.where(member, scores, 0)
-    total = mass.sum(dim=1, keepdim=True)
     norms = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
-    sums = (mass / norms) @ rows
-    return sums / torch.where(total > 0, total, 1), member.any(dim=1)
+    return (mass / norms) @ rows, mass.sum(dim=1), member.sum(dim=1).double()

@@ -1,0 +1,150 @@
+"""What the contrastive losses cost, beside their literal form: python -m benchmarks.losses.
+
+Each case runs in a process of its own, so that its peak memory is its own: on the CPU the growth of the
+process's resident set over its inputs, on a GPU the allocator's peak over the inputs. Nothing is asserted.
+"""
+
+import argparse
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from semiseg.losses import class_memory_loss
+
+MIB = 2**20
+REPEATS = 5
+Step = tuple[Callable[[], Tensor], list[Tensor]]
+"""A forward pass that returns the loss, over inputs made already, and those of them that take a gradient."""
+
+
+# --- CMB: class-wise memory -----------------------------------------------------------------------------
+
+
+def class_memory(device: torch.device, literal: bool) -> Step:
+    """N = 52,488 pixels against M = 21 x 256 memory features of 256 numbers."""
+    n, num_classes, per_class, dim = 52_488, 21, 256, 256
+    torch.manual_seed(0)
+    predictions = torch.randn(n, dim, device=device, requires_grad=True)
+    labels = torch.randint(num_classes, (n,), device=device)
+    memory = torch.randn(num_classes * per_class, dim, device=device)
+    memory_labels = torch.arange(num_classes, device=device).repeat_interleave(per_class)
+    scores = torch.rand(n, device=device, requires_grad=True)
+    memory_scores = torch.rand(len(memory), device=device, requires_grad=True)
+    function = pairwise_class_memory_loss if literal else class_memory_loss
+    inputs = (predictions, labels, memory, memory_labels, scores, memory_scores)
+    return lambda: function(*inputs, num_classes), [predictions, scores, memory_scores]
+
+
+def pairwise_class_memory_loss(
+    predictions: Tensor,
+    labels: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    prediction_scores: Tensor,
+    memory_scores: Tensor,
+    num_classes: int,
+) -> Tensor:
+    """The same loss as printed: the distance of all pairs, weighted, the mean over those of one class."""
+    member = labels == torch.arange(num_classes, device=labels.device)[:, None]  # (C, N)
+    kept = memory_labels == torch.arange(num_classes, device=labels.device)[:, None]  # (C, M)
+    weights = _mean_one(prediction_scores, labels, member)
+    memory_weights = _mean_one(memory_scores, memory_labels, kept)
+    distances = 1 - normalize(predictions, dim=1) @ normalize(memory, dim=1).T  # (N, M)
+    weighted = distances * weights[:, None] * memory_weights[None, :]
+    same = labels[:, None] == memory_labels[None, :]
+    pairs = (member.sum(dim=1) * kept.sum(dim=1)).clamp(min=1)[labels]
+    return (torch.where(same, weighted, 0).sum(dim=1) / pairs).sum() / num_classes
+
+
+def _mean_one(scores: Tensor, labels: Tensor, member: Tensor) -> Tensor:
+    means = torch.where(member, scores, 0).sum(dim=1) / member.sum(dim=1).clamp(min=1)
+    return scores / means[labels]
+
+
+# --- measuring ------------------------------------------------------------------------------------------
+
+CASES: dict[str, Callable[[torch.device], Step]] = {
+    "class_memory | segment sums": lambda device: class_memory(device, literal=False),
+    "class_memory | all pairs": lambda device: class_memory(device, literal=True),
+}
+
+
+def measure(case: str, device: torch.device) -> str:
+    """A row of the table: loss, seconds forward and backward (the fastest of REPEATS), peak memory."""
+    forward_pass, leaves = CASES[case](device)
+    warm = torch.ones(8, 8, device=device, requires_grad=True)  # loads the libraries before memory is counted
+    torch.autograd.grad((warm @ warm.double().float()).sum(), warm)
+    baseline = _memory(device)
+    forward, backward, loss = [], [], torch.zeros(())
+    for _ in range(REPEATS):
+        began = _now(device)
+        loss = forward_pass()
+        middle = _now(device)
+        torch.autograd.grad(loss, leaves)
+        forward.append(middle - began)
+        backward.append(_now(device) - middle)
+    peak = (_peak(device) - baseline) / MIB
+    milliseconds = f"{1e3 * min(forward):.1f} | {1e3 * min(backward):.1f}"
+    return f"| {case} | {milliseconds} | {peak:,.0f} | {loss.item():.6f} |"
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes in use now; the peak counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor()
+    return f"{model}, {torch.get_num_threads()} thread(s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name starts with this")
+    parser.add_argument("--case", choices=CASES, help="measure this one here, and print its row")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if arguments.case:
+        print(measure(arguments.case, device))
+        return
+    print(f"{device_name(device)}; torch {torch.__version__}\n")
+    print("| loss | form | forward, ms | backward, ms | peak memory, MiB | value |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for case in CASES:
+        if case.startswith(arguments.only):
+            command = [sys.executable, "-m", "benchmarks.losses", "--device", str(device), "--case", case]
+            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            print(result.stdout.strip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
