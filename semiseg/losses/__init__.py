@@ -1,6 +1,7 @@
 """Losses: pure functions, the papers' equations."""
 
 from semiseg.losses.class_memory import class_memory_loss
+from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss
 
-__all__ = ["class_memory_loss", "entropy_loss"]
+__all__ = ["class_memory_loss", "directional_contrastive_loss", "entropy_loss"]

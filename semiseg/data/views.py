@@ -1,0 +1,144 @@
+"""Two crops of one image whose overlap is known: the same pixels in two contexts (DCC)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from semiseg.config import Geometry
+from semiseg.data.geometry import PADDING, resize_long_side
+
+DRAWS = 50  # of a second crop, until the first is taken twice
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels: rows y0 to y1 and columns x0 to x1, the ends excluded."""
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+
+def overlapping_crops(
+    image: Tensor, size: int, stride: int, iou_range: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Box, Box]:
+    """Two square crops whose offset is a multiple of ``stride``, and where each of them shows the overlap.
+
+    image: (C, H, W), padded at the right and at the bottom where it is smaller than ``size`` (with ImageNet's
+    mean colour if it is uint8 RGB, else zero). The crops' intersection over union lies in ``iou_range``; if
+    50 draws find none, the same crop is taken twice. Returns the crops (C, size, size) and the overlap as a
+    box in each crop's own coordinates: equal in size, multiples of the stride, without padding (an image
+    smaller than a stride has an empty one).
+    """
+    height, width = image.shape[-2:]
+    image = _padded(image, size)
+    room = (image.shape[-2] - size, image.shape[-1] - size)
+    top, left = (_integer(each, generator) for each in room)
+    down, right = 0, 0
+    for _ in range(DRAWS):
+        drawn = (
+            _offset(top, _integer(room[0], generator), stride),
+            _offset(left, _integer(room[1], generator), stride),
+        )
+        if iou_range[0] <= _iou(*drawn, size) <= iou_range[1]:
+            down, right = drawn
+            break
+
+    box1 = Box(max(0, down), max(0, right), 0, 0)
+    box2 = Box(max(0, -down), max(0, -right), 0, 0)
+    rows = _length(min(size - abs(down), height - max(top, top + down)), stride)
+    columns = _length(min(size - abs(right), width - max(left, left + right)), stride)
+    return (
+        image[:, top : top + size, left : left + size],
+        image[:, top + down : top + down + size, left + right : left + right + size],
+        box1._replace(y1=box1.y0 + rows, x1=box1.x0 + columns),
+        box2._replace(y1=box2.y0 + rows, x1=box2.x0 + columns),
+    )
+
+
+def context_views(
+    image: Tensor,
+    generator: torch.Generator,
+    *,
+    geometry: Geometry,
+    scale: tuple[float, float],
+    stride: int,
+    iou_range: tuple[float, float],
+) -> dict[str, Tensor]:
+    """DCC's two views of an image (3, H, W) uint8, whose long side becomes base_size x U(scale).
+
+    image1, image2: (3, crop, crop) uint8, each flipped by itself where flip1, flip2, () bool, say so; box1,
+    box2: (4,) int64, the overlap in each crop before its flip; inside: (2,) int64, the rows and columns of
+    both crops, before a flip, that are image, not padding.
+    """
+    factor = scale[0] + (scale[1] - scale[0]) * float(torch.rand((), generator=generator))
+    image, _ = resize_long_side(image, None, round(geometry.base_size * factor))
+    image1, image2, box1, box2 = overlapping_crops(image, geometry.crop, stride, iou_range, generator)
+    flip1, flip2 = torch.rand(2, generator=generator) < 0.5
+    return {
+        "image1": (image1.flip(-1) if flip1 else image1).contiguous(),
+        "image2": (image2.flip(-1) if flip2 else image2).contiguous(),
+        "box1": torch.tensor(box1),
+        "box2": torch.tensor(box2),
+        "flip1": flip1,
+        "flip2": flip2,
+        "inside": torch.tensor([min(side, geometry.crop) for side in image.shape[-2:]]),
+    }
+
+
+def unflipped(values: Tensor, flip: Tensor) -> Tensor:
+    """Undo a view's flip: values (B, ..., w); flip (B,) bool."""
+    return torch.where(flip.view(-1, *[1] * (values.dim() - 1)), values.flip(-1), values)
+
+
+def counterparts(box: Tensor, other_box: Tensor, height: int, width: int, cell: int) -> tuple[Tensor, Tensor]:
+    """Where the other view shows each position of a view's features, both unflipped.
+
+    box, other_box: (B, 4) int64, the overlap in each view, in pixels; features are (height, width) positions
+    of ``cell`` pixels. Returns index (B height width,) int64 into the other view's positions, laid out alike,
+    and valid, bool, which is True in the overlap; elsewhere the index is 0. Shapes are fixed: nothing waits
+    for the device.
+    """
+    y0, x0, y1, x1 = (box // cell).view(-1, 4, 1, 1).unbind(dim=1)
+    other_y0, other_x0, _, _ = (other_box // cell).view(-1, 4, 1, 1).unbind(dim=1)
+    y = torch.arange(height, device=box.device).view(1, -1, 1)
+    x = torch.arange(width, device=box.device).view(1, 1, -1)
+    valid = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+    first = torch.arange(len(box), device=box.device).view(-1, 1, 1) * (height * width)
+    index = first + (y - y0 + other_y0) * width + (x - x0 + other_x0)
+    return torch.where(valid, index, 0).flatten(), valid.flatten()
+
+
+def _padded(image: Tensor, size: int) -> Tensor:
+    below, right = max(0, size - image.shape[-2]), max(0, size - image.shape[-1])
+    if not below and not right:
+        return image
+    padded = pad(image, (0, right, 0, below))
+    if image.dtype == torch.uint8 and len(image) == len(PADDING):
+        colour = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None]
+        padded[:, image.shape[-2] :] = colour
+        padded[:, :, image.shape[-1] :] = colour
+    return padded
+
+
+def _offset(first: int, drawn: int, stride: int) -> int:
+    """From the first crop's corner to the drawn one, rounded down to the stride but inside the image."""
+    offset = (drawn - first) // stride * stride
+    return offset + stride if first + offset < 0 else offset
+
+
+def _iou(down: int, right: int, size: int) -> float:
+    """Of two squares with sides ``size``."""
+    intersection = max(0, size - abs(down)) * max(0, size - abs(right))
+    return intersection / (2 * size * size - intersection)
+
+
+def _length(pixels: int, stride: int) -> int:
+    return max(0, pixels) // stride * stride
+
+
+def _integer(last: int, generator: torch.Generator) -> int:
+    """Uniform in [0, last]."""
+    return int(torch.randint(last + 1, (), generator=generator))

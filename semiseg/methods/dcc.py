@@ -1,0 +1,231 @@
+"""DCC: directional context-aware consistency.
+
+Lai, Tian, Jiang, Liu, Zhao, Wang, Jia: Semi-supervised Semantic Segmentation with Directional Context-aware
+Consistency, CVPR 2021. "Released code" is github.com/dvlab-research/Context-Aware-Consistency at a7cd9b4a;
+docs/deviations.md lists where it differs from the paper, and the option for each difference.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy, normalize
+
+from semiseg import method
+from semiseg.config import Geometry
+from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale
+from semiseg.data.views import context_views, counterparts, unflipped
+from semiseg.errors import UserError
+from semiseg.feature_bank import FeatureBank, gathered
+from semiseg.losses import directional_contrastive_loss
+from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models.network import SegmentationNetwork
+
+
+@dataclass(frozen=True)
+class Config:
+    # the total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on
+    objective: str = "contrast"  # or l2 (on the positives), or self_training (on pseudo-labels)
+    weight: float = 0.1
+    start_share: float = 5 / 80  # of the run's steps; released code: 5 of 80 epochs
+    # two views of an unlabelled image
+    unlabelled_scale: tuple[float, float] = (0.8, 2.0)  # long side over base_size
+    context: bool = True  # two crops; else the same crop twice
+    iou: tuple[float, float] = (0.1, 1.0)  # of the two crops
+    stride: int = 8  # pixels; the crops' offset is a multiple of it
+    # features
+    pooling: bool = True  # average-pooled by two
+    projector: bool = True  # else the decoder's own features, normalised
+    dim: int = 128
+    # directional contrastive loss
+    temperature: float = 0.1  # τ
+    threshold: float = 0.75  # γ
+    directional: bool = True  # M_d
+    positive_filter: bool = True  # M_pf
+    negative_sampling: bool = True  # M_n
+    normalize: str = (
+        "overlap"  # the mean runs over the overlap, or over the selected; released code: selected
+    )
+    bank_steps: int = 0  # earlier steps whose features are negatives too; released code: 1 on VOC
+
+    def __post_init__(self) -> None:
+        _one_of("objective", self.objective, "contrast", "l2", "self_training")
+        _one_of("normalize", self.normalize, "overlap", "selected")
+        if not 0 <= self.iou[0] <= self.iou[1] <= 1:
+            raise ValueError(f"iou: {list(self.iou)} is not a range within [0, 1]")
+        if not 0 < self.unlabelled_scale[0] <= self.unlabelled_scale[1]:
+            raise ValueError(
+                f"unlabelled_scale: {list(self.unlabelled_scale)} is not a range of positive numbers"
+            )
+        if self.stride < 1 or self.temperature <= 0 or self.bank_steps < 0:
+            raise ValueError("stride and temperature must be positive, bank_steps not negative")
+
+
+def _one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """Two overlapping crops of an unlabelled image; see semiseg.data.views.context_views.
+
+    Raises UserError for a crop that is not a multiple of the stride: a flip would move its features off the
+    other crop's.
+    """
+    if geometry.crop % config.stride:
+        raise UserError(
+            f"params.yaml: geometry: crop {geometry.crop} is not a multiple of DCC's stride {config.stride}"
+        )
+    return partial(
+        context_views,
+        geometry=geometry,
+        scale=config.unlabelled_scale,
+        stride=config.stride,
+        iou_range=config.iou if config.context else (1.0, 1.0),
+    )
+
+
+class Seen(NamedTuple):
+    """What the student makes of a view: rows of all positions, B h w of them, any flip undone."""
+
+    projected: Tensor  # (B h w, D), L2-normalised
+    confidence: Tensor  # (B h w,), the largest probability
+    labels: Tensor  # (B h w,) int64, its class
+    size: tuple[int, int]  # h, w
+    box: Tensor  # (B, 4), the overlap in pixels
+
+
+class Method(method.Method):
+    def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
+        super().__init__(student)
+        channels = student.feature_channels
+        self.config = config
+        self.start = config.start_share * task.total_steps
+        self.cell = student.feature_stride * (2 if config.pooling else 1)
+        if config.stride % self.cell:
+            raise UserError(
+                f"params.yaml: dcc: features are {self.cell} pixels apart, and stride {config.stride} is no "
+                "multiple of that; change stride, or pooling"
+            )
+        self.self_training = config.objective == "self_training"
+        dim = config.dim if config.projector else channels
+        self.projector: nn.Module = nn.Identity()
+        if config.projector and not self.self_training:
+            self.projector = _projector(channels, dim)
+        self.bank = FeatureBank(config.bank_steps, dim) if config.bank_steps else None
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        supervised = cross_entropy(self.student(labelled.images), labelled.masks, ignore_index=IGNORE)
+        consistency = torch.zeros_like(supervised)
+        if step >= self.start:
+            consistency = self._self_training(unlabelled) if self.self_training else self._agree(unlabelled)
+        loss = supervised + self.config.weight * consistency
+        return loss, {"supervised": supervised.detach(), "consistency": consistency.detach()}
+
+    # --- consistency of the overlap -------------------------------------------------------------------
+
+    def _agree(self, unlabelled: Unlabelled) -> Tensor:
+        """The overlap of two views, in both directions."""
+        one, two = self._seen(unlabelled, 1), self._seen(unlabelled, 2)
+        if self.config.objective == "l2":
+            return self._distance(one, two) + self._distance(two, one)
+        negatives = self._negatives(one, two)
+        return self._contrast(one, two, *negatives) + self._contrast(two, one, *negatives)
+
+    def _contrast(
+        self, anchor: Seen, other: Seen, negatives: Tensor, negative_labels: Tensor, negative_valid: Tensor
+    ) -> Tensor:
+        """The directional contrastive loss of a view's overlap with the other."""
+        config = self.config
+        index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
+        return directional_contrastive_loss(
+            anchor.projected,
+            other.projected.detach()[index],
+            anchor.confidence,
+            other.confidence[index],
+            anchor.labels,
+            negatives,
+            negative_labels,
+            temperature=config.temperature,
+            threshold=config.threshold,
+            directional=config.directional,
+            positive_filter=config.positive_filter,
+            negative_sampling=config.negative_sampling,
+            normalize=config.normalize,
+            valid=overlap,
+            negative_valid=negative_valid,
+        )
+
+    def _distance(self, anchor: Seen, other: Seen) -> Tensor:
+        """The squared distance of a view's overlap to the other, a mean over its positions."""
+        index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
+        distances = (anchor.projected - other.projected.detach()[index]).square().sum(dim=1)
+        return torch.where(overlap, distances, 0).sum() / overlap.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor]:
+        """All features of this step, of every process, and of the steps in the bank: rows, labels, valid."""
+        features = gathered(torch.cat((one.projected, two.projected)))
+        labels = gathered(torch.cat((one.labels, two.labels)))
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        now = features, labels, valid
+        if self.bank is None:
+            return now
+        earlier = self.bank.rows()
+        self.bank.add(features, labels)
+        rows, row_labels, row_valid = (torch.cat(pair) for pair in zip(now, earlier, strict=True))
+        return rows, row_labels, row_valid
+
+    # --- self-training --------------------------------------------------------------------------------
+
+    def _self_training(self, unlabelled: Unlabelled) -> Tensor:
+        """Cross-entropy of the first view with its own prediction, where that is confident."""
+        logits = self.student(_augmented(unlabelled["image1"])).float()
+        confidence, labels = torch.softmax(logits.detach(), dim=1).max(dim=1)
+        inside = unflipped(_inside(unlabelled["inside"], *labels.shape[1:]), unlabelled["flip1"])
+        labels = torch.where(inside & (confidence > self.config.threshold), labels, IGNORE)
+        losses = cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
+
+    # --- features -------------------------------------------------------------------------------------
+
+    def _seen(self, unlabelled: Unlabelled, view: int) -> Seen:
+        images, flip = unlabelled[f"image{view}"], unlabelled[f"flip{view}"]
+        features = self.student.features(_augmented(images))
+        if self.config.pooling:
+            features = avg_pool2d(features, 2)
+        projected = normalize(self.projector(features).float(), dim=1)
+        with torch.no_grad():
+            probabilities = torch.softmax(self.student.classifier(features).float(), dim=1)
+            confidence, labels = unflipped(probabilities, flip).max(dim=1)
+        return Seen(
+            unflipped(projected, flip).permute(0, 2, 3, 1).flatten(0, 2),
+            confidence.flatten(),
+            labels.flatten(),
+            (projected.shape[-2], projected.shape[-1]),
+            unlabelled[f"box{view}"],
+        )
+
+
+def _projector(channels: int, dim: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, dim, 1))
+
+
+def _augmented(images: Tensor) -> Tensor:
+    """Blurred, jittered and greyed, with the released code's values (dataloaders/voc.py, 21 and 37-41)."""
+    images = gaussian_blur(images, probability=0.5, sigma=(1.1, 1.1))  # what OpenCV takes for 5 x 5
+    images = colour_jitter(images, probability=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    return greyscale(images, probability=0.2)
+
+
+def _inside(inside: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2) rows and columns that are image -> (B, height, width) bool."""
+    rows, columns = inside.view(-1, 2, 1, 1).unbind(dim=1)
+    y = torch.arange(height, device=inside.device).view(1, -1, 1)
+    x = torch.arange(width, device=inside.device).view(1, 1, -1)
+    return (y < rows) & (x < columns)
