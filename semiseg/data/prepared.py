@@ -4,16 +4,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from semiseg import paths
 from semiseg.config import Dataset, canonical
+from semiseg.data.decoding import decode_image, decode_mask
 from semiseg.data.splits import read_ids
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
 MANIFEST = "manifest.json"
+KEYS = {"counts", "digest", "layout", "source", "config"}  # of the manifest, that are read again
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path}: not JSON; remove {folder} and prepare it again") from None
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
+        raise UserError(f"{path}: not a dataset's manifest; remove {folder} and prepare it again")
     return manifest
 
 
 def write_manifest(
     folder: Path, config: Dataset, layout: Layout, lists: tuple[str, ...], source: Mapping[str, Any]
 ) -> None:
-    """Write manifest.json: counts, the digest over ids and labels, where it comes from.
+    """Check every listed file, then write manifest.json: counts, a digest over ids and labels, origin.
 
     ``source`` is what the dataset's own source has to say of it. Call it last: the manifest is the sign
-    that everything else is there.
+    that everything else is there. An image of the list train may lack its mask: it can be unlabelled. Raises
+    UserError naming an image or a mask that training could not read.
     """
     sha256, counts = hashlib.sha256(), {}
     for listed in lists:
@@ -99,8 +105,10 @@ def write_manifest(
         counts[listed] = len(ids)
         for each in ids:
             sha256.update(f"{listed}:{each}\n".encode())
+            image = decode_image(folder / layout.images / f"{each}{layout.image_suffix}")
             mask = folder / layout.masks / f"{each}.png"
-            if mask.exists():
+            if mask.exists() or listed != "train":
+                decode_mask(mask, image.shape[:2], len(config.classes))
                 sha256.update(mask.read_bytes())
     manifest = {
         "counts": counts,
@@ -108,6 +116,7 @@ def write_manifest(
         "digest": sha256.hexdigest(),
         "layout": asdict(layout),
         "source": dict(source),
+        "versions": {package: version(package) for package in ("numpy", "pillow")},
         "config": _prepared_from(config),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")

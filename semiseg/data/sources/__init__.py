@@ -3,6 +3,8 @@
 import importlib
 import shutil
 
+from filelock import FileLock
+
 from semiseg import paths
 from semiseg.config import Dataset, from_tree
 from semiseg.data import prepared
@@ -11,22 +13,26 @@ from semiseg.data import prepared
 def prepare(name: str, dataset: Dataset) -> str:
     """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what was done.
 
-    It is made in a folder beside and renamed when whole, so that what is under its name is complete.
+    It is made in a folder beside and renamed when whole, so that what is under its name is complete. A second
+    start waits for the first. Raises UserError for options that the source does not know, and what it raises.
     """
     target = paths.dataset(name)
     source = importlib.import_module(f"semiseg.data.sources.{dataset.source}")
     options = from_tree(source.Config, dataset.options, f"params.yaml: datasets: {name}: options")
-    if not prepared.is_prepared(name, dataset):
-        partial = target.with_name(f".{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            source.prepare(partial, dataset, options)
-        except BaseException:
+    paths.DATA.mkdir(exist_ok=True)
+    with FileLock(paths.DATA / f".{name}.lock"):
+        if not prepared.is_prepared(name, dataset):
+            partial = target.with_name(f".{name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+            partial.mkdir()
+            try:
+                source.prepare(partial, dataset, options)
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     found = prepared.open_dataset(name, dataset)
     manifest = prepared.read_manifest(target)
     assert manifest is not None
