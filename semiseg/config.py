@@ -132,7 +132,10 @@ class Protocol:
     methods: Mapping[str, Options] = field(default_factory=dict)  # schedules cut short with the steps
 
     def __post_init__(self) -> None:
-        for name in ("labelled_batch", "unlabelled_batch", "steps", "threads"):
+        for name in ("labelled_batch", "unlabelled_batch"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: {getattr(self, name)} is fewer than the 2 that batch norm needs")
+        for name in ("steps", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
         if self.precision not in ("fp32", "bf16"):

@@ -68,6 +68,7 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
         ("protocols.short.steps", None, "protocols: short: missing key 'steps'"),
         ("protocols.short.steps", "many", "protocols: short: steps: expected int, found 'many'"),
         ("protocols.short.steps", True, "protocols: short: steps: expected int, found True"),
+        ("protocols.short.labelled_batch", 1, "labelled_batch: 1 is fewer than the 2 that batch norm needs"),
         ("protocols.short.steps", 0, "protocols: short: steps: 0 is not positive"),
         ("protocols.short.geometry.scale", [1, 2, 3], "geometry: scale: expected 2 values, found 3"),
         ("protocols.short.network.head", "unet", "network: head: there is no 'unet'; there are deeplab"),
