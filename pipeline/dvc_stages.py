@@ -1,4 +1,4 @@
-"""Write pipeline/dvc.yaml from params.yaml: python pipeline/dvc_stages.py, after a grid has changed.
+"""Write dvc.yaml and pipeline/dvc.yaml from params.yaml: python pipeline/dvc_stages.py, after a grid has changed.
 
 DVC cannot compute a list, so somebody has to write which records a grid's table reads.
 """
@@ -6,15 +6,26 @@ DVC cannot compute a list, so somebody has to write which records a grid's table
 import argparse
 from pathlib import Path
 
-import yaml
-
 from semiseg import config
 from semiseg.config import Grid, Params
 from semiseg.errors import one_line_errors
 from semiseg.files import write_text
 
-STAGES = Path("pipeline", "dvc.yaml")
-TARGETS = Path("dvc.yaml")
+# The grids of dvc.yaml: `dvc repro <grid>` runs one, `dvc repro` alone all of them, so those of the Snakefile's
+# DEFAULT_GRIDS and the demo. Every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
+TARGETS = ("demo", "camvid")
+
+TARGETS_HEAD = """\
+# Written by `python pipeline/dvc_stages.py` from params.yaml: what DVC runs, by name.
+#   dvc repro demo                               the demo
+#   dvc repro                                    all of this file: the demo, then the papers' grids
+#   dvc repro pipeline/dvc.yaml:camvid-small     a grid that is not in this file
+# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml.
+
+params:
+  - params.yaml
+
+stages:"""
 
 HEAD = """\
 # Written by `python pipeline/dvc_stages.py` from params.yaml: the benchmark's stages, with the Snakefile's
@@ -115,28 +126,39 @@ TABLES = """
 REPORT = """
   {grid}:
     desc: "{title}, from data to figures"
-    wdir: ..
+    wdir: {folder}
     cmd: python pipeline/report.py {grid}
     deps:
       - data/ingredients/report/{grid}.json
       - results/tables/{grid}.csv
+{records}
     outs:
       - results/figures/{grid}: {{cache: false, persist: true}}
 """
 
 
-def stages(params: Params, targets: set[str]) -> str:
-    """The text of pipeline/dvc.yaml; the last stage of a grid in ``targets`` stands in dvc.yaml."""
+def targets(params: Params) -> str:
+    """The text of dvc.yaml."""
+    return TARGETS_HEAD + "".join(report(params, name, ".") for name in TARGETS)
+
+
+def stages(params: Params) -> str:
+    """The text of pipeline/dvc.yaml."""
     text = HEAD.format(datasets=", ".join(params.datasets))
     text += matrices("split", SPLIT, splits(params))
     text += matrices("train", TRAIN, runs(params))
     text += matrices("evaluate", EVALUATE, runs(params))
     for name, grid in params.grids.items():
-        records = "\n".join(f"      - results/runs/{cell}" for cell in cells(params, grid))
-        text += TABLES.format(grid=name, title=grid.title, records=records)
-        if name not in targets:
-            text += REPORT.format(grid=name, title=grid.title)
+        text += TABLES.format(grid=name, title=grid.title, records=records(params, grid))
+        if name not in TARGETS:
+            text += report(params, name, "..")
     return text
+
+
+def report(params: Params, name: str, folder: str) -> str:
+    """A grid's last stage; ``folder`` is the way to the project's."""
+    grid = params.grids[name]
+    return REPORT.format(grid=name, title=grid.title, folder=folder, records=records(params, grid))
 
 
 def matrices(stage: str, body: str, entries: dict[str, dict[str, str]]) -> str:
@@ -179,11 +201,12 @@ def runs(params: Params) -> dict[str, dict[str, str]]:
     return entries
 
 
-def cells(params: Params, grid: Grid) -> list[str]:
-    """<recipe>/<split> of every record in the grid's table, those of the grid beside it included."""
+def records(params: Params, grid: Grid) -> str:
+    """A line for each folder of records in the grid's table, those of the grid beside it included."""
     beside = params.grids[grid.beside].runs() if grid.beside else []
     others = [run for run in beside if run.split in grid.splits and run.seed in grid.seeds]
-    return list(dict.fromkeys(f"{run.recipe}/{run.split}" for run in [*grid.runs(), *others]))
+    folders = dict.fromkeys(run.metrics.parents[1] for run in [*grid.runs(), *others])
+    return "\n".join(f"      - {folder.as_posix()}" for folder in folders)
 
 
 def listed(values: list[str] | list[int]) -> str:
@@ -192,8 +215,9 @@ def listed(values: list[str] | list[int]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    targets = set(yaml.safe_load(TARGETS.read_text(encoding="utf-8"))["stages"])
-    write_text(STAGES, stages(config.load(), targets))
+    params = config.load()
+    write_text(Path("dvc.yaml"), targets(params))
+    write_text(Path("pipeline", "dvc.yaml"), stages(params))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,215 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from dvc.repo.reproduce import get_active_graph, plan_repro
+
+from pipeline import dvc_stages
+from semiseg import config
+from tests import project
+from tests.project import ROOT, dvc_commands, edit, snakemake_commands, succeed
+
+PARAMS = config.load(ROOT / "params.yaml")
+CHECK = "python pipeline/check.py"  # Snakemake runs it as it starts, before any rule
+
+
+def address(grid: str) -> str:
+    """The grid's target for DVC."""
+    return grid if grid in dvc_stages.TARGETS else f"pipeline/dvc.yaml:{grid}"
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as it stands, in which nothing is run."""
+    return project.copy(tmp_path_factory.mktemp("copied"))
+
+
+@pytest.fixture(scope="module")
+def repo(copied: Path) -> Iterator[Repo]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copied)
+        patch.setenv("DVC_SITE_CACHE_DIR", str(copied / ".dvc" / "tmp" / "site"))
+        with Repo(str(copied)) as opened:
+            yield opened
+
+
+def planned_by_snakemake(place: Path, *targets: str) -> list[str]:
+    output = succeed(place, "snakemake", *targets, "--dry-run", "--forceall", "--printshellcmds")
+    return sorted(snakemake_commands(output))
+
+
+def planned_by_dvc(repo: Repo, target: str) -> list[str]:
+    steps = plan_repro(get_active_graph(repo.index.graph), repo.stage.collect(target))
+    return sorted(stage.cmd for stage in steps)
+
+
+def in_table(grid: config.Grid) -> list[str]:
+    beside = PARAMS.grids[grid.beside].runs() if grid.beside else []
+    return sorted(
+        f"{run.recipe} {run.split} {run.seed}"
+        for run in [*grid.runs(), *beside]
+        if run.split in grid.splits and run.seed in grid.seeds
+    )
+
+
+@pytest.mark.parametrize("grid", PARAMS.grids)
+def test_both_engines_issue_the_commands_of_the_grid(grid: str, copied: Path, repo: Repo) -> None:
+    commands = planned_by_snakemake(copied, grid)
+    assert planned_by_dvc(repo, address(grid)) == sorted([CHECK, *commands])
+    for stage in ("train", "evaluate"):
+        prefix = f"python pipeline/{stage}.py "
+        runs = [command.removeprefix(prefix) for command in commands if command.startswith(prefix)]
+        assert runs == in_table(PARAMS.grids[grid])
+    assert f"python pipeline/tables.py {grid}" in commands
+    assert f"python pipeline/report.py {grid}" in commands
+
+
+def test_without_a_target_both_run_the_default_grids_and_dvc_the_demo_before(
+    copied: Path, repo: Repo
+) -> None:
+    default = planned_by_snakemake(copied)
+    demo = planned_by_snakemake(copied, "demo")
+    assert planned_by_dvc(repo, "dvc.yaml") == sorted({CHECK, *default, *demo})
+    assert not set(demo) <= set(default)
+
+
+def test_no_run_belongs_to_two_grids() -> None:
+    runs = [run for grid in PARAMS.grids.values() for run in grid.runs()]
+    assert len(set(runs)) == len(runs)
+
+
+def test_the_stages_of_dvc_are_those_of_params_yaml() -> None:
+    written = {name: (ROOT / name).read_text() for name in ("dvc.yaml", "pipeline/dvc.yaml")}
+    expected = {"dvc.yaml": dvc_stages.targets(PARAMS), "pipeline/dvc.yaml": dvc_stages.stages(PARAMS)}
+    assert written == expected, "run python pipeline/dvc_stages.py"
+
+
+def test_an_overlay_that_no_stage_would_see_is_refused(copied: Path) -> None:
+    done = project.run(copied, "snakemake", "demo", "--dry-run", "--config", "steps=3")
+    assert done.returncode == 1
+    assert "change params.yaml instead" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("grids:\n", "grid:\n", "grid"),
+        ("    seeds: [0]\n", "    seeds: [zero]\n", "zero"),
+        ("    steps: 150\n", "    steps: 150\n    step: 1\n", "unknown key 'step'"),
+    ],
+)
+def test_a_wrong_params_yaml_is_refused_before_anything_runs(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    place = project.copy(tmp_path, stubs=True)
+    edit(place / "params.yaml", old, new)
+    done = project.run(place, "snakemake", "demo", "--cores", "2")
+    assert done.returncode == 1
+    assert message in done.stdout
+    assert not (place / "data").exists()
+
+
+def test_check_refuses_a_wrong_option_in_one_line(tmp_path: Path) -> None:
+    place = project.copy(tmp_path, stubs=True)
+    edit(
+        place / "params.yaml",
+        "  supervised:\n    method: supervised\n",
+        "  supervised:\n    method: supervised\n    options: {gamma: 1}\n",
+    )
+    done = project.run(place, "snakemake", "demo", "--cores", "2")
+    assert done.returncode == 1
+    assert re.search(
+        r"^error: params.yaml: recipes: supervised: options.* 'gamma'", done.stdout, re.MULTILINE
+    )
+    assert not (place / "data" / "ingredients").exists()
+    assert not (place / "runs").exists()
+
+
+def adopt(place: Path) -> None:
+    """Let Snakemake record what DVC has run; otherwise it is blind to later changes."""
+    succeed(place, "snakemake", "demo", "--touch", "--forceall", "--cores", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo finished, each stage a stub."""
+    place = project.copy(tmp_path_factory.mktemp("finished"), stubs=True)
+    succeed(place, "dvc", "repro", "demo")
+    adopt(place)
+    return place
+
+
+def rerun(place: Path) -> tuple[list[str], list[str]]:
+    """What each engine would run now; then it is run, so that both are up to date again."""
+    by_snakemake = snakemake_commands(succeed(place, "snakemake", "demo", "--dry-run", "--printshellcmds"))
+    by_dvc = dvc_commands(succeed(place, "dvc", "repro", "demo"))
+    adopt(place)
+    return sorted(by_snakemake), sorted(by_dvc)
+
+
+def trained(commands: list[str]) -> list[str]:
+    return [command for command in commands if command.startswith("python pipeline/train.py")]
+
+
+def test_nothing_is_run_twice(finished: Path) -> None:
+    assert rerun(finished) == ([], [])
+
+
+def test_a_changed_number_runs_again_what_it_touches(finished: Path) -> None:
+    options = "    options: {attention: none, "
+    edit(finished / "params.yaml", options, f"{options}contrast_weight: 0.2, ")
+    expected = ["python pipeline/train.py cmb-no_attention shapes-1_20 0"]
+    assert [trained(commands) for commands in rerun(finished)] == [expected, expected]
+
+
+def test_a_changed_method_runs_again_its_own_runs(finished: Path) -> None:
+    with (finished / "semiseg" / "methods" / "cmb.py").open("a") as file:
+        file.write("\nUNUSED = 1\n")
+    expected = [
+        f"python pipeline/train.py {recipe} shapes-1_20 0"
+        for recipe in sorted(PARAMS.grids["demo"].recipes)
+        if PARAMS.recipes[recipe].method == "cmb"
+    ]
+    assert expected
+    assert [trained(commands) for commands in rerun(finished)] == [expected, expected]
+
+
+def test_a_changed_comment_trains_nothing(finished: Path) -> None:
+    with (finished / "semiseg" / "methods" / "cmb.py").open("a") as file:
+        file.write("\n# A remark.\n")
+    assert rerun(finished) == ([], [CHECK])
+
+
+def test_both_engines_read_the_same_files(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = succeed(finished, "snakemake", "demo", "--detailed-summary", "--quiet", "all")
+    rows = [line.split("\t") for line in summary.splitlines() if line.count("\t") == 7]
+    header, *body = rows
+    by_snakemake = {}
+    for row in (dict(zip(header, row, strict=True)) for row in body):
+        command = row["shellcmd"].partition(" 2>&1")[0]
+        files = set(row["input-file(s)"].split(",")) - {""}
+        by_snakemake[command] = {re.sub(r"(results/runs/[^/]+/[^/]+)/.*", r"\1", file) for file in files}
+    monkeypatch.chdir(finished)
+    with Repo(str(finished)) as repo:
+        steps = plan_repro(get_active_graph(repo.index.graph), repo.stage.collect("demo"))
+        by_dvc = {
+            stage.cmd: {
+                dep.def_path for dep in stage.deps if not dep.def_path.startswith("data/ingredients/")
+            }
+            for stage in steps
+            if stage.cmd != CHECK
+        }
+    assert by_dvc == by_snakemake
+
+
+def test_a_stage_that_fails_is_seen_through_its_log(tmp_path: Path) -> None:
+    place = project.copy(tmp_path, stubs=True)
+    (place / "fail").write_text("train")
+    done = project.run(place, "snakemake", "demo", "--cores", "2")
+    assert done.returncode == 1
+    assert not (place / "results").exists()
+    assert "train fails" in (place / "logs/train/supervised/shapes-1_20/0.log").read_text()
+    (place / "fail").unlink()
+    succeed(place, "snakemake", "demo", "--cores", "2")  # the same command goes on
