@@ -127,22 +127,22 @@ class Method(method.Method):
         # Augmentation anchoring: the teacher labels the weak view, the student learns from two strong ones.
         anchor = self._pseudo_labelled(unlabelled["image"], unlabelled["mask"])
         class_weights = self._class_weights(labelled.masks, anchor.labels, step)
-        labels = self._weak(labelled)
+        weak = self._weak(labelled)
         strong = _joined(self._strong(anchor, step), self._strong(anchor, step))
 
-        labelled_features, labelled_logits = self._student(labels.images)
+        labelled_features, labelled_logits = self._student(weak.images)
         strong_features, strong_logits = self._student(strong.images)
 
-        supervised = cross_entropy(labelled_logits, labels.labels, class_weights, ignore_index=IGNORE)
+        supervised = cross_entropy(labelled_logits, weak.labels, class_weights, ignore_index=IGNORE)
         pseudo = ramp_up(step, config.ramp_up_steps) * self._pseudo_label_loss(
             strong_logits, strong, class_weights
         )
         entropy = entropy_loss(strong_logits, strong.labels != IGNORE, normalised=config.entropy_normalised)
         if config.contrast_weight > 0 and step >= config.ramp_up_steps - config.memory_lead_steps:
-            self._remember(labels)
+            self._remember(weak)
         contrast = torch.zeros_like(supervised)
         if config.contrast_weight > 0 and step >= config.ramp_up_steps:
-            contrast = self._contrast(labelled_features, labels.labels)
+            contrast = self._contrast(labelled_features, weak.labels)
             contrast = contrast + self._contrast(strong_features, strong.labels)
 
         loss = (
