@@ -1,4 +1,4 @@
-"""Where datasets come from: each file has a Config and ``prepare(folder, dataset, options)``."""
+"""Where datasets come from: each file has a Config, a REVISION and ``prepare(folder, dataset, options)``."""
 
 import importlib
 import shutil
@@ -11,7 +11,7 @@ from semiseg.data import prepared
 
 
 def prepare(name: str, dataset: Dataset) -> str:
-    """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what was done.
+    """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what is there.
 
     It is made in a folder beside and renamed when whole, so that what is under its name is complete. A second
     start waits for the first. Raises UserError for options that the source does not know, and what it raises.
@@ -21,7 +21,7 @@ def prepare(name: str, dataset: Dataset) -> str:
     options = from_tree(source.Config, dataset.options, f"params.yaml: datasets: {name}: options")
     paths.DATA.mkdir(exist_ok=True)
     with FileLock(paths.DATA / f".{name}.lock"):
-        if not prepared.is_prepared(name, dataset):
+        if not _is_current(name, dataset, source.REVISION):
             partial = target.with_name(f".{name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -38,3 +38,11 @@ def prepare(name: str, dataset: Dataset) -> str:
     assert manifest is not None
     counts = ", ".join(f"{count} {listed}" for listed, count in manifest["counts"].items())
     return f"{found.folder}: {counts} images, {len(found.classes)} classes"
+
+
+def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
+    """Whether it is there, from these settings and by this revision of its source."""
+    if not prepared.is_prepared(name, dataset):
+        return False
+    manifest = prepared.read_manifest(paths.dataset(name))
+    return manifest is not None and manifest["source"].get("revision") == revision

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semiseg.config import Dataset
+from semiseg.data.decoding import IGNORE
 from semiseg.data.prepared import VOC, write_manifest
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
-IGNORE = 255
+REVISION = 1  # raised when the same options come to draw other images
 UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel
 TURNS = 48  # directions in a full turn
 
@@ -67,7 +68,8 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
             Image.fromarray(image).save(folder / VOC.images / f"{each}.jpg", quality=92)
             _save_palette(mask, folder / VOC.masks / f"{each}.png")
         write_text(folder / VOC.lists / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
-    write_manifest(folder, dataset, VOC, ("train", "val"), {"drawn": "by semiseg", "seed": options.seed})
+    source = {"drawn": "by semiseg", "seed": options.seed, "revision": REVISION}
+    write_manifest(folder, dataset, VOC, ("train", "val"), source)
 
 
 def draw(
