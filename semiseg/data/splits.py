@@ -52,19 +52,28 @@ def write(name: str, seed: int, ids: Iterable[str], count: int, dataset: str) ->
 
 
 def read(name: str, seed: int) -> Split:
-    """Read a written split. Raises UserError with the command that writes it when it is absent."""
+    """Read a written split. Raises UserError with the command that writes it when it is absent or broken."""
     folder = paths.split(name, seed)
     labelled, unlabelled = folder / "labelled.txt", folder / "unlabelled.txt"
+    remedy = f"write it with: python pipeline/split.py {name} {seed}"
     try:
-        sha256 = hashlib.sha256(labelled.read_bytes()).hexdigest()
-        return Split(read_ids(labelled), read_ids(unlabelled), sha256)
+        split = Split(
+            read_ids(labelled), read_ids(unlabelled), hashlib.sha256(labelled.read_bytes()).hexdigest()
+        )
     except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: not there; write it with: python pipeline/split.py {name} {seed}"
-        ) from None
+        raise UserError(f"{error.filename}: not there; {remedy}") from None
+    if not split.labelled or not split.unlabelled:
+        raise UserError(f"{folder}: a list without an id; {remedy}")
+    return split
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """The ids of a text file, one a line; lines that start with # are comments."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """The ids of a text file, one a line; lines that start with # are comments.
+
+    Raises FileNotFoundError, or UserError for a file that is not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file of ids; write it anew") from None
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
