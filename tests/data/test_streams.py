@@ -1,0 +1,131 @@
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from semiseg import config
+from semiseg.data import streams
+from semiseg.data.prepared import PreparedDataset, open_dataset
+from semiseg.errors import UserError
+from tests.miniature import PARAMS
+
+GEOMETRY = config.Geometry(48, (0.75, 1.5), 32)
+
+
+def mini() -> PreparedDataset:
+    return open_dataset("mini", config.load().datasets["mini"])
+
+
+def name_and_draw(identifier: str, generator: torch.Generator) -> tuple[str, float]:
+    return identifier, float(torch.rand((), generator=generator))
+
+
+def weak_view(image: Tensor, generator: torch.Generator, size: int) -> dict[str, Tensor]:
+    return {"weak": image[:, :size, :size], "draw": torch.rand(3, generator=generator)}
+
+
+def test_every_epoch_is_a_permutation_of_its_own() -> None:
+    ids = [f"{number:02d}" for number in range(12)]
+    stream = streams.Stream(ids, 5, streams.LABELLED, name_and_draw)
+    epochs = [[stream[epoch * 12 + place][0] for place in range(12)] for epoch in range(4)]
+    assert all(sorted(epoch) == ids for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    draws = [stream[place][1] for place in range(48)]
+    assert len(set(draws)) == 48
+
+
+def test_seeds_and_streams_differ_and_repeat() -> None:
+    ids = [f"{number:02d}" for number in range(12)]
+
+    def items(seed: int, stream: int) -> tuple[tuple[str, float], ...]:
+        each = streams.Stream(ids, seed, stream, name_and_draw)
+        return tuple(each[place] for place in range(30))
+
+    assert items(0, streams.LABELLED) == items(0, streams.LABELLED)
+    assert len({items(0, streams.LABELLED), items(1, streams.LABELLED), items(0, streams.UNLABELLED)}) == 3
+
+
+def test_labelled_batches_do_not_depend_on_workers_or_on_where_they_start(mini_project: Path) -> None:
+    dataset = mini()
+    ids = dataset.ids("train")[:5]  # a batch of 4 crosses the ends of epochs
+
+    def batches(first: int, workers: int) -> list[tuple[Tensor, Tensor]]:
+        return list(streams.labelled_batches(dataset, ids, GEOMETRY, 4, 3, first, 6, workers))
+
+    whole = batches(0, 0)
+    assert len(whole) == 6
+    for images, masks in whole:
+        assert (images.shape, masks.shape) == ((4, 3, 32, 32), (4, 32, 32))
+        assert images.dtype == masks.dtype == torch.uint8
+    for first, workers in ((0, 2), (4, 0), (4, 1)):
+        rest = batches(first, workers)
+        assert len(rest) == 6 - first
+        for (images, masks), (same_images, same_masks) in zip(whole[first:], rest, strict=True):
+            assert torch.equal(images, same_images)
+            assert torch.equal(masks, same_masks)
+
+
+def test_unlabelled_batches_stack_what_the_view_returns_and_read_no_mask(mini_project: Path) -> None:
+    dataset = mini()
+    for mask in Path("data/mini/SegmentationClass").iterdir():
+        mask.unlink()
+    view = partial(weak_view, size=16)
+    ids = dataset.ids("train")
+    whole = list(streams.unlabelled_batches(dataset, ids, view, 2, 0, 0, 5, 0))
+    assert [batch["weak"].shape for batch in whole] == [(2, 3, 16, 16)] * 5
+    by_workers = list(streams.unlabelled_batches(dataset, ids, view, 2, 0, 0, 5, 2))
+    for batch, same in zip(whole, by_workers, strict=True):
+        assert batch.keys() == same.keys() == {"weak", "draw"}
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_evaluated_in_order_and_whole(mini_project: Path, workers: int) -> None:
+    dataset = mini()
+    ids = dataset.ids("train")
+    seen = list(streams.evaluation_images(dataset, ids, workers))
+    assert tuple(name for name, _, _ in seen) == ids
+    assert all(image.shape == (3, 48, 48) and mask.shape == (48, 48) for _, image, mask in seen)
+    assert {value for _, _, mask in seen for value in mask.unique().tolist()} <= {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_in_one_line_by_any_worker(mini_project: Path, workers: int) -> None:
+    dataset = mini()
+    broken = dataset.image_path(dataset.ids("train")[3])
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(UserError) as refusal:
+        list(streams.labelled_batches(dataset, dataset.ids("train"), GEOMETRY, 2, 0, 0, 4, workers))
+    assert str(refusal.value).startswith(f"{broken}: unreadable image (")
+    assert "\n" not in str(refusal.value)
+
+
+def test_decoded_images_are_kept_up_to_a_number_of_bytes(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, read = mini(), Counter[str]()
+
+    def counted(path: Path) -> Tensor:
+        read[path.stem] += 1
+        return torch.zeros(3, 10, 10, dtype=torch.uint8)
+
+    monkeypatch.setattr(streams, "read_image", counted)
+    monkeypatch.setattr(streams, "CACHE_BYTES", 600)  # two images of 300 bytes
+    images = streams.Images(dataset)
+    for identifier in ("a", "b", "a", "b", "c", "b", "a"):
+        images.image(identifier)
+    assert read == {"a": 2, "b": 1, "c": 1}  # c pushed out a, the one unused for longest
+
+
+def test_what_is_kept_is_what_was_read(mini_project: Path) -> None:
+    dataset = mini()
+    images = streams.Images(dataset)
+    first = [images.pair(each) for each in dataset.ids("train")]
+    second = [images.pair(each) for each in dataset.ids("train")]
+    fresh = [streams.Images(dataset).pair(each) for each in dataset.ids("train")]
+    for one, two, three in zip(first, second, fresh, strict=True):
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three, strict=True))
+    assert PARAMS["datasets"]["mini"]["options"]["train"] == len(first)
