@@ -1,4 +1,4 @@
-"""Write dvc.yaml and pipeline/dvc.yaml from params.yaml: python pipeline/dvc_stages.py, after a grid has changed.
+"""Write dvc.yaml and pipeline/dvc.yaml after a change of grids: python pipeline/dvc_stages.py.
 
 DVC cannot compute a list, so somebody has to write which records a grid's table reads.
 """
@@ -11,8 +11,8 @@ from semiseg.config import Grid, Params
 from semiseg.errors import one_line_errors
 from semiseg.files import write_text
 
-# The grids of dvc.yaml: `dvc repro <grid>` runs one, `dvc repro` alone all of them, so those of the Snakefile's
-# DEFAULT_GRIDS and the demo. Every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
+# The grids of dvc.yaml: `dvc repro <grid>` runs one of them, `dvc repro` alone all. So the demo and the
+# Snakefile's DEFAULT_GRIDS are here; every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
 TARGETS = ("demo", "camvid")
 
 TARGETS_HEAD = """\
