@@ -11,16 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from semiseg.losses import class_memory_loss
+from semiseg.losses import class_memory_loss, directional_contrastive_loss
 
 MIB = 2**20
-REPEATS = 5
 Step = tuple[Callable[[], Tensor], list[Tensor]]
 """A forward pass that returns the loss, over inputs made already, and those of them that take a gradient."""
 
@@ -69,22 +69,69 @@ def _mean_one(scores: Tensor, labels: Tensor, member: Tensor) -> Tensor:
     return scores / means[labels]
 
 
+# --- DCC: directional contrast --------------------------------------------------------------------------
+
+SIZES = [(n, m) for n in (6_400, 12_800) for m in (25_600, 51_200)]
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "chunks, selected first": partial(directional_contrastive_loss, select_first=True),
+    "chunks, every row": partial(directional_contrastive_loss, select_first=False),
+}
+
+
+def directional(device: torch.device, n: int, m: int, form: str) -> Step:
+    """N positions, about half of them selected, against M negatives of 128 numbers and 21 classes."""
+    torch.manual_seed(0)
+    anchors, positives, negatives = (
+        normalize(torch.randn(rows, 128, device=device), dim=1) for rows in (n, n, m)
+    )
+    anchors.requires_grad_()
+    confidences = [0.75 + 0.25 * torch.rand(n, device=device) for _ in range(2)]
+    labels, negative_labels = (torch.randint(21, (rows,), device=device) for rows in (n, m))
+    inputs = (anchors, positives, *confidences, labels, negatives, negative_labels)
+    return lambda: FORMS[form](*inputs), [anchors]
+
+
+def literal_directional_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    anchor_confidence: Tensor,
+    positive_confidence: Tensor,
+    anchor_labels: Tensor,
+    negatives: Tensor,
+    negative_labels: Tensor,
+) -> Tensor:
+    """The same loss as printed: all N x M scores, and then the masks."""
+    positive = torch.exp((anchors * positives).sum(dim=1) / 0.1)
+    others = torch.exp(anchors @ negatives.T / 0.1)  # (N, M)
+    others = (others * (anchor_labels[:, None] != negative_labels)).sum(dim=1)
+    mask = (anchor_confidence < positive_confidence) & (positive_confidence > 0.75)
+    return -(mask * torch.log(positive / (positive + others))).mean()
+
+
+FORMS["all pairs"] = literal_directional_loss
+
+
 # --- measuring ------------------------------------------------------------------------------------------
 
 CASES: dict[str, Callable[[torch.device], Step]] = {
     "class_memory | segment sums": lambda device: class_memory(device, literal=False),
     "class_memory | all pairs": lambda device: class_memory(device, literal=True),
+    **{
+        f"directional, N = {n:,}, M = {m:,} | {form}": partial(directional, n=n, m=m, form=form)
+        for n, m in SIZES
+        for form in FORMS
+    },
 }
 
 
-def measure(case: str, device: torch.device) -> str:
-    """A row of the table: loss, seconds forward and backward (the fastest of REPEATS), peak memory."""
+def measure(case: str, device: torch.device, repeats: int) -> str:
+    """A row of the table: loss, milliseconds forward and backward (the fastest of all), peak memory."""
     forward_pass, leaves = CASES[case](device)
     warm = torch.ones(8, 8, device=device, requires_grad=True)  # loads the libraries before memory is counted
     torch.autograd.grad((warm @ warm.double().float()).sum(), warm)
     baseline = _memory(device)
     forward, backward, loss = [], [], torch.zeros(())
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = _now(device)
         loss = forward_pass()
         middle = _now(device)
@@ -131,17 +178,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name starts with this")
     parser.add_argument("--case", choices=CASES, help="measure this one here, and print its row")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5, help="of which the fastest counts")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.case:
-        print(measure(arguments.case, device))
+        print(measure(arguments.case, device, arguments.repeats))
         return
     print(f"{device_name(device)}; torch {torch.__version__}\n")
     print("| loss | form | forward, ms | backward, ms | peak memory, MiB | value |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for case in CASES:
         if case.startswith(arguments.only):
-            command = [sys.executable, "-m", "benchmarks.losses", "--device", str(device), "--case", case]
+            command = [sys.executable, "-m", "benchmarks.losses", "--case", case]
+            command += ["--device", str(device), "--repeats", str(arguments.repeats)]
             result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             print(result.stdout.strip(), flush=True)
 
