@@ -95,6 +95,8 @@ def unpack(archive: Path, folder: Path, below: str) -> None:
                 if member.name != ".":
                     tar.extract(member, folder, filter="data")
                     found = True
+            while tar.fileobj is not None and tar.fileobj.read(CHUNK):
+                pass  # to the end, where a compressed archive has its check sum
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: refused for an unsafe member ({error}); get it anew") from None
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:

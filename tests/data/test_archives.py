@@ -1,0 +1,200 @@
+import errno
+import hashlib
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from semiseg.data import archives
+from semiseg.errors import UserError
+
+BODY = bytes(range(256)) * 5000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/whole; /short, which says more than it sends; /chunk, which breaks off between chunks; else 404."""
+
+    def do_GET(self) -> None:
+        if self.path == "/whole":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY)
+        elif self.path == "/short":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY[:70_000])
+        elif self.path == "/chunk":
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"10\r\n" + BODY[:16] + b"\r\nff\r\n" + BODY[:3])
+            self.close_connection = True
+        else:
+            self.send_error(404)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
+    return tmp_path
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def test_an_archive_is_found_in_the_project_or_in_the_named_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert archives.find("a.tar") is None
+    (project / "mine").mkdir()
+    (project / "mine/a.tar").touch()
+    assert archives.find("a.tar") is None
+    monkeypatch.setenv("SEMISEG_ARCHIVES", "mine")
+    assert archives.find("a.tar") == Path("mine/a.tar")
+    (project / "data/archives").mkdir(parents=True)
+    (project / "data/archives/a.tar").touch()
+    assert archives.find("a.tar") == Path("data/archives/a.tar")
+    monkeypatch.setenv("SEMISEG_ARCHIVES", "nowhere")
+    with pytest.raises(UserError, match="SEMISEG_ARCHIVES: nowhere is not a folder"):
+        archives.find("a.tar")
+
+
+def test_a_file_is_fetched_from_the_first_address_that_gives_it(server: str) -> None:
+    addresses = [f"{server}/none", f"{server}/short", f"{server}/whole", "http://never.invalid/"]
+    path = archives.fetch("a.tar", addresses, SHA256)
+    assert path == Path("data/archives/a.tar")
+    assert path.read_bytes() == BODY
+    assert files() == ["data/archives/a.tar"]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("none", "HTTP 404"),
+        ("short", "cut off at 70000 of 1280000 bytes"),
+        ("chunk", "IncompleteRead"),
+        ("whole", f"its sha256 is {SHA256}, expected 0000"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_in_one_line_and_leaves_nothing(
+    server: str, place: str, words: str
+) -> None:
+    address = f"{server}/{place}"
+    with pytest.raises(UserError, match=words) as refusal:
+        archives.fetch("a.tar", [address], "0000")
+    message = str(refusal.value)
+    assert address in message
+    assert message.endswith("put a.tar into data/archives/")
+    assert "\n" not in message
+    assert files() == []
+
+
+def test_no_connection_is_said_in_one_line() -> None:
+    with pytest.raises(UserError, match="Connection refused"):
+        archives.fetch("a.tar", ["http://127.0.0.1:9/a.tar"], None)
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_address(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(archives, "digest", full)
+    with pytest.raises(OSError, match="No space left"):
+        archives.fetch("a.tar", [f"{server}/whole"], SHA256)
+    assert files() == []
+
+
+def test_a_digest_is_checked(project: Path) -> None:
+    (project / "a.tar").write_bytes(BODY)
+    archives.check_digest(Path("a.tar"), SHA256)
+    with pytest.raises(UserError, match=rf"a\.tar: its sha256 is {SHA256}, expected 12; remove it"):
+        archives.check_digest(Path("a.tar"), "12")
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    info.size = 4 if kind == tarfile.REGTYPE else 0
+    return info
+
+
+def pack(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for each in members:
+            tar.addfile(each, io.BytesIO(b"text"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_only_what_lies_below_the_folder_is_unpacked(name: str) -> None:
+    archive = pack(
+        Path(name),
+        member("top/read.me"),
+        member("top/Set/train/1.png"),
+        member("top/Set/2.png"),
+        member("top/Other/3.png"),
+    )
+    archives.unpack(archive, Path("out"), "Set")
+    assert files() == [name, "out/2.png", "out/train/1.png"]
+    with pytest.raises(UserError, match=f"{name}: holds no folder Nothing"):
+        archives.unpack(archive, Path("out"), "Nothing")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("Set/../../outside"),
+        member("Set/link", tarfile.SYMTYPE, "../../outside"),
+        member("Set/link", tarfile.SYMTYPE, "/etc/passwd"),
+        member("Set/link", tarfile.LNKTYPE, "../outside"),
+        member("Set/device", tarfile.CHRTYPE),
+        member("Set/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda info: f"{info.name} {info.linkname}",
+)
+def test_a_hostile_member_is_refused(hostile: tarfile.TarInfo) -> None:
+    archive = pack(Path("a.tar"), hostile)
+    Path("in").mkdir()
+    with pytest.raises(UserError, match=r"a\.tar: refused for an unsafe member"):
+        archives.unpack(archive, Path("in/out"), "Set")
+    assert files() == ["a.tar"]
+
+
+def test_an_absolute_member_lands_inside() -> None:
+    archives.unpack(pack(Path("a.tar"), member("/Set/1.png")), Path("out"), "Set")
+    assert files() == ["a.tar", "out/1.png"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_broken_archive_is_named(name: str) -> None:
+    archive = pack(Path(name), *(member(f"Set/{number}.png") for number in range(9)))
+    whole = archive.read_bytes()
+    spoiled = bytearray(whole)
+    spoiled[len(whole) // 2] ^= 255
+    for content in (b"", b"no tar at all" * 100, whole[: len(whole) // 2 - 100], bytes(spoiled)):
+        archive.write_bytes(content)
+        if name == "a.tar" and content == bytes(spoiled):
+            continue  # a plain tar has no check sum over its files' bytes
+        with pytest.raises(UserError, match=f"{name}: "):
+            archives.unpack(archive, Path("out"), "Set")
