@@ -1,12 +1,14 @@
 """Shapes: images that the project draws itself, to be known by their form alone.
 
-Six shapes of any size, turn, colour and texture stand before a textured ground, over and under each other,
-among strokes and blots that belong to the background. Colour and texture are drawn alike for shapes, clutter
-and ground, so that they give no class away. Masks come from integer arithmetic: the same seed gives the same
-mask on every platform. The files lie as in PASCAL VOC: JPEG images, palette PNG masks with a border of 255.
+Six shapes of any size, turn and texture stand before a greyish ground, over and under each other, among
+coloured strokes and blots that belong to the background. A form has a hue of its own, from which each copy
+strays, and clutter takes any hue: a few images teach colours that mislead, many teach colour and form. Masks
+come from integer arithmetic: the same seed gives the same mask on every platform. The files lie as in PASCAL
+VOC: JPEG images, palette PNG masks with a border of 255.
 """
 
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from semiseg.data.prepared import VOC, write_manifest
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
-REVISION = 1  # raised when the same options come to draw other images
+REVISION = 2  # raised when the same options come to draw other images
 UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel
 TURNS = 48  # directions in a full turn
 
@@ -34,7 +36,7 @@ class Config:
     seed: int = 0
     train: int = 160
     val: int = 40
-    size: int = 96  # pixels, both sides
+    size: int = 64  # pixels, both sides
 
     def __post_init__(self) -> None:
         if self.train < 1 or self.val < 1 or self.size < 32:
@@ -77,12 +79,15 @@ def draw(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One image (size, size, 3) uint8 and its mask (size, size) uint8: 0 background, forms from 1, 255."""
     y, x = np.mgrid[:size, :size].astype(np.int64) * UNIT
-    canvas, mask = _texture(x, y, generator), np.zeros((size, size), dtype=np.uint8)
+    ground = _colours(generator.uniform(), (0.0, 0.4), generator)
+    canvas, mask = _texture(x, y, ground, generator), np.zeros((size, size), dtype=np.uint8)
     chosen = generator.integers(1, len(forms) + 1, size=int(generator.integers(2, 5)))
     clutter = np.zeros(int(generator.integers(4, 9)), dtype=np.int64)
     for label in generator.permutation(np.concatenate([chosen, clutter])).tolist():
         inside = _placed(forms[label - 1], x, y, generator) if label else _clutter(x, y, generator)
-        canvas = np.where(inside[:, :, None], _texture(x, y, generator), canvas)
+        hue = (label - 1) / len(forms) + generator.normal(0, 0.03) if label else generator.uniform()
+        colours = _colours(hue, (0.5, 1.0) if label else (0.2, 0.8), generator)
+        canvas = np.where(inside[:, :, None], _texture(x, y, colours, generator), canvas)
         mask[inside] = label
     noise = generator.normal(0, 6, canvas.shape)
     return np.clip(canvas + noise, 0, 255).astype(np.uint8), _with_border(mask)
@@ -121,10 +126,16 @@ def _turned(x: Integers, y: Integers, size: int, generator: np.random.Generator)
     return (dx * cosine + dy * sine) // UNIT, (dy * cosine - dx * sine) // UNIT
 
 
-def _texture(x: Integers, y: Integers, generator: np.random.Generator) -> Colours:
+def _colours(hue: float, saturation: tuple[float, float], generator: np.random.Generator) -> Colours:
+    """Two colours of about one hue (in turns): (2, 3), RGB in [0, 255]."""
+    hues = (hue + generator.normal(0, 0.01, 2)) % 1
+    saturations, values = generator.uniform(*saturation, 2), generator.uniform(0.35, 1.0, 2)
+    return np.array([hsv_to_rgb(*each) for each in zip(hues, saturations, values, strict=True)]) * 255
+
+
+def _texture(x: Integers, y: Integers, colours: Colours, generator: np.random.Generator) -> Colours:
     """Two colours, mixed by waves, checks or slow noise: (H, W, 3) in [0, 255]."""
-    one, other = generator.uniform(20, 235, (2, 3))
-    other = one + (other - one) * generator.uniform(0.1, 0.6)
+    one, other = colours
     kind, period = int(generator.integers(3)), int(generator.integers(4, 14)) * UNIT
     angle = generator.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
