@@ -138,7 +138,12 @@ class Method(method.Method):
         return self._contrast(one, two, *negatives) + self._contrast(two, one, *negatives)
 
     def _contrast(
-        self, anchor: Seen, other: Seen, negatives: Tensor, negative_labels: Tensor, negative_valid: Tensor
+        self,
+        anchor: Seen,
+        other: Seen,
+        negatives: Tensor,
+        negative_labels: Tensor,
+        negative_valid: Tensor | None,
     ) -> Tensor:
         """The directional contrastive loss of a view's overlap with the other."""
         config = self.config
@@ -168,18 +173,16 @@ class Method(method.Method):
         return torch.where(overlap, distances, 0).sum() / overlap.sum().clamp(min=1)
 
     @torch.no_grad()
-    def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor]:
+    def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
         """All features of this step, of every process, and of the steps in the bank: rows, labels, valid."""
         features = gathered(torch.cat((one.projected, two.projected)))
         labels = gathered(torch.cat((one.labels, two.labels)))
-        valid = torch.ones_like(labels, dtype=torch.bool)
-        now = features, labels, valid
         if self.bank is None:
-            return now
-        earlier = self.bank.rows()
+            return features, labels, None
+        banked, banked_labels, filled = self.bank.rows()
         self.bank.add(features, labels)
-        rows, row_labels, row_valid = (torch.cat(pair) for pair in zip(now, earlier, strict=True))
-        return rows, row_labels, row_valid
+        valid = torch.cat((torch.ones_like(labels, dtype=torch.bool), filled))
+        return torch.cat((features, banked)), torch.cat((labels, banked_labels)), valid
 
     # --- self-training --------------------------------------------------------------------------------
 
