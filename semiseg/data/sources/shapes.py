@@ -1,4 +1,4 @@
-"""Shapes: images that the project draws itself, to be known by their form alone.
+"""Shapes: images that the project draws itself, to be known by form and, less surely, by colour.
 
 Six shapes of any size, turn and texture stand before a greyish ground, over and under each other, among
 coloured strokes and blots that belong to the background. A form has a hue of its own, from which each copy
