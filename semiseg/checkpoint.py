@@ -4,8 +4,9 @@ Random states are not in it: the engine seeds every step, and the data streams e
 seed and the position alone.
 """
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,15 @@ class Checkpoint:
     seconds: float  # training time of all sittings, without validation
 
     def save(self, path: Path) -> None:
-        with written_whole(path) as temporary:
-            torch.save(vars(self), temporary)
+        write(vars(self), path)
+
+
+def write(state: Mapping[str, Any], path: Path) -> None:
+    """Save ``state`` at ``path``, whole or not at all."""
+    buffer = io.BytesIO()  # a full disk is then an OSError, not one of torch's own
+    torch.save(dict(state), buffer)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path: Path, config_sha256: str) -> Checkpoint | None:

@@ -26,6 +26,7 @@ from semiseg import paths
 from semiseg.errors import UserError
 
 Options = Mapping[str, Any]
+BACKBONES = ("resnet18", "resnet50", "resnet101")  # of torchvision, see semiseg/models/backbones.py
 T = typing.TypeVar("T")
 
 
@@ -77,6 +78,8 @@ class Network:
     decoder_channels: int = 256
 
     def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone: there is no '{self.backbone}'; there are {', '.join(BACKBONES)}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"output_stride: {self.output_stride} is neither 8 nor 16")
 

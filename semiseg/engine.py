@@ -19,7 +19,6 @@ from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images, labelled_batches, unlabelled_batches
 from semiseg.errors import UserError
 from semiseg.evaluate import confusion
-from semiseg.files import written_whole
 from semiseg.history import History
 from semiseg.method import Labelled, Method, Task, Unlabelled
 from semiseg.metrics import mean_iou
@@ -57,7 +56,7 @@ def _steps(session: "Session", terminated: list[int]) -> None:
         with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
             loss, logs = learner.training_step(labelled, unlabelled, step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if protocol.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
         optimiser.step()
@@ -182,8 +181,7 @@ class Session:
             "images_per_second": state.step * self.images_per_step / max(state.seconds, 1e-9),
             "peak_memory_mib": peak,
         }
-        with written_whole(self.config.run.artefacts / "model.pt") as temporary:
-            torch.save(model, temporary)
+        checkpoint.write(model, self.config.run.artefacts / "model.pt")
 
 
 def networks(learner: Method) -> dict[str, SegmentationNetwork]:

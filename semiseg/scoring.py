@@ -86,7 +86,7 @@ def _network(config: RunConfig, state: Mapping[str, Tensor], device: torch.devic
     architecture = dataclasses.replace(config.protocol.network, weights="none")
     network = build(architecture, len(config.dataset.classes))
     network.load_state_dict(state)
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _write_predictions(
