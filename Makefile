@@ -25,7 +25,7 @@ test: .venv/.ready
 	$(call step,mypy)
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
-	$(call step,pytest --cov --cov-report=term:skip-covered)
+	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
 
 .venv/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

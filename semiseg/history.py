@@ -73,22 +73,24 @@ class History:
             "images_per_second": rate,
         }
         self._pending = []
+        self.rows.append(row)
         self._write(row)
         self._tell(row, names)
 
     def validated(self, mious: dict[str, float]) -> None:
         """Put validation mIoU (in [0, 1], by "student" and "teacher") into the last row."""
-        self.rows[-1].update({f"val_miou_{name}": miou for name, miou in mious.items()})
-        self._write(self.rows.pop())
+        scores = {f"val_miou_{name}": miou for name, miou in mious.items()}
+        self.rows[-1].update(scores)
+        self._write(scores)
         self._tick = time.perf_counter()
 
-    def _write(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
+    def _write(self, news: dict[str, float]) -> None:
+        """Write all rows, and to TensorBoard what is new in the last of them."""
         with written_whole(self._path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
-        for name, value in row.items():
+        for name, value in news.items():
             if name != "step":
-                self._events.add_scalar(name, value, int(row["step"]))
+                self._events.add_scalar(name, value, int(self.rows[-1]["step"]))
 
     def _refuse_non_finite(self, values: torch.Tensor, names: list[str]) -> None:
         for (step, _), row in zip(self._pending, values.tolist(), strict=True):
