@@ -110,9 +110,7 @@ def _section(results: Results) -> Mapping[str, Any]:
         "warning": tables.warning(results),
         "missing": tables.missing(results),
         "notes": [
-            tables.reading(results),
-            *tables.setting(results),
-            *tables.origin(results),
+            *tables.notes(results),
             f"Training time: {hours:.2f} hours, {tables.runs_of(len(records))}.",
         ],
         "figures": [

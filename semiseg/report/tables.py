@@ -13,6 +13,7 @@ from semiseg.config import Protocol
 from semiseg.files import write_text
 from semiseg.paths import RESULTS, Run
 from semiseg.report.collect import BASELINE, Pick, Results, Summary, best, command, last
+from semiseg.report.published import Printed
 
 NO_GAIN = "–"  # the baseline's own gain; an empty cell means that nothing was run
 CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show the others
@@ -20,10 +21,15 @@ CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show
 
 @dataclass(frozen=True)
 class Layout:
-    """Text in rows and columns; the first column names the rows."""
+    """Text in rows and columns; the first ``names`` columns name the rows."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+
+    def aligned(self) -> tuple[str, ...]:
+        """left or right for each column."""
+        return ("left",) * self.names + ("right",) * (len(self.head) - self.names)
 
 
 def write(results: Results) -> list[Path]:
@@ -48,25 +54,41 @@ def cell(summary: Summary | None) -> str:
 
 
 def gain_cell(recipe: str, gain: Summary | None, miou: Summary | None) -> str:
-    """ "+2.1 ± 0.3", and the number of seeds where it is not the cell's own."""
+    """ "+2.1 [+1.7, +2.6]", of two seeds "+2.1 ± 0.3"; and their number where it is not the cell's own."""
     if gain is None:
         return NO_GAIN if recipe == BASELINE and miou is not None else ""
     spread = "" if gain.std is None else f" ± {100 * gain.std:.1f}"
+    if gain.interval is not None:
+        spread = f" [{100 * gain.interval[0]:+.1f}, {100 * gain.interval[1]:+.1f}]"
     count = "" if miou is not None and miou.count == gain.count else f" ({gain.count})"
     return f"{100 * gain.mean:+.1f}{spread}{count}"
 
 
+def published_cell(printed: Printed | None) -> str:
+    """ "71.3"; empty for what was not seen in print."""
+    return "" if printed is None else f"{100 * printed.miou:.1f}"
+
+
+def difference_cell(printed: Printed | None, miou: Summary | None) -> str:
+    """ "+0.4": measured minus published; empty unless there are both."""
+    return "" if printed is None or miou is None else f"{100 * (miou.mean - printed.miou):+.1f}"
+
+
 def layout(results: Results, pick: Pick) -> Layout:
-    """Rows recipes; for each split its mIoU and the gain over the baseline."""
+    """Rows recipes; for each split its mIoU, the gain over the baseline and what papers print, if they do."""
+    printed = {split for _, split in results.published}
     head = ["recipe"]
     for split in results.grid.splits:
-        head += [results.heading(split), "gain"]
+        head += [results.heading(split), "gain", *(("published", "difference") if split in printed else ())]
     rows = []
     for recipe in results.recipes:
         row = [recipe]
         for split in results.grid.splits:
             miou = results.miou(recipe, split, pick)
             row += [cell(miou), gain_cell(recipe, results.gain(recipe, split, pick), miou)]
+            if split in printed:
+                figure = results.published.get((recipe, split))
+                row += [published_cell(figure), difference_cell(figure, miou)]
         rows.append(tuple(row))
     return Layout(tuple(head), tuple(rows))
 
@@ -78,6 +100,7 @@ def tidy(results: Results) -> pd.DataFrame:
         for split in results.grid.splits:
             runs = results.runs(recipe, split)
             declared = results.params.splits[split]
+            printed = results.published.get((recipe, split))
             rows.append(
                 {
                     "recipe": recipe,
@@ -91,8 +114,11 @@ def tidy(results: Results) -> pd.DataFrame:
                     "seed_list": " ".join(str(run.seed) for run in runs),
                     **_columns("miou", results.miou(recipe, split, last)),
                     **_columns("gain", results.gain(recipe, split, last), count=True),
+                    **_interval(results.gain(recipe, split, last)),
                     **_columns("best_miou", results.miou(recipe, split, best)),
                     **_columns("best_gain", results.gain(recipe, split, best)),
+                    "published": None if printed is None else printed.miou,
+                    "published_in": None if printed is None else printed.source,
                 }
             )
     frame = pd.DataFrame(rows)
@@ -109,6 +135,11 @@ def _columns(name: str, summary: Summary | None, count: bool = False) -> dict[st
     return columns
 
 
+def _interval(gain: Summary | None) -> dict[str, float | None]:
+    low, high = (None, None) if gain is None or gain.interval is None else gain.interval
+    return {"gain_low": low, "gain_high": high}
+
+
 def csv(results: Results) -> str:
     return tidy(results).to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
@@ -117,26 +148,27 @@ def latex(table: Layout) -> str:
     """A booktabs table."""
     frame = pd.DataFrame(table.rows)
     frame.columns = pd.Index(table.head)
-    text = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (len(table.head) - 1))
-    return re.sub(r"(?<=\s)-(?=\d)", "$-$", text).replace("±", r"$\pm$").replace(NO_GAIN, "--")
+    text = frame.to_latex(
+        index=False, escape=True, column_format="".join(side[0] for side in table.aligned())
+    )
+    return re.sub(r"(?<=[\s\[])-(?=\d)", "$-$", text).replace("±", r"$\pm$").replace(NO_GAIN, "--")
 
 
 def markdown(results: Results) -> str:
     """The whole page of a grid: headline, what it rests on, and the best-on-validation table."""
-    parts = [f"# {results.grid.title}", headline(results), _grid_table(layout(results, last))]
-    parts += ["\n".join(f"- {note}" for note in [reading(results), *setting(results), *origin(results)])]
+    parts = [f"# {results.grid.title}", headline(results), drawn_as("pipe", layout(results, last))]
+    parts += ["\n".join(f"- {note}" for note in notes(results))]
     said = missing(results)
     if said:
         parts += ["\n".join(["Not run yet:", "", *(f"- {line}" for line in said)])]
-    parts += ["## Best on validation", warning(results), _grid_table(layout(results, best))]
+    parts += ["## Best on validation", warning(results), drawn_as("pipe", layout(results, best))]
     return "\n\n".join(parts) + "\n"
 
 
 def terminal(results: Results) -> str:
     """The headline table for a terminal."""
     table = layout(results, last)
-    columns = ("left",) + ("right",) * (len(table.head) - 1)
-    drawn = tabulate(table.rows, table.head, tablefmt="simple", disable_numparse=True, colalign=columns)
+    drawn = drawn_as("simple", table)
     legend = f"Columns: labelled share (images). Cells: mean ± std (seeds). Gain: over {BASELINE}, paired."
     lines = [results.grid.title, plain(headline(results)), legend, "", drawn]
     said = missing(results)
@@ -150,9 +182,9 @@ def plain(text: str) -> str:
     return text.replace("**", "").replace("`", "")
 
 
-def _grid_table(table: Layout) -> str:
-    columns = ("left",) + ("right",) * (len(table.head) - 1)
-    return tabulate(table.rows, table.head, tablefmt="pipe", disable_numparse=True, colalign=columns)
+def drawn_as(form: str, table: Layout) -> str:
+    """In one of tabulate's forms: pipe for Markdown, simple for a terminal."""
+    return tabulate(table.rows, table.head, tablefmt=form, disable_numparse=True, colalign=table.aligned())
 
 
 def headline(results: Results) -> str:
@@ -160,13 +192,29 @@ def headline(results: Results) -> str:
     return f"mIoU (%) on the {_lists(results)} list at the **last step**, whole images."
 
 
+def notes(results: Results) -> list[str]:
+    """How to read a cell, what the figures are compared with, and what they rest on."""
+    return [reading(results), *compared(results), *setting(results), *origin(results)]
+
+
 def reading(results: Results) -> str:
     """How to read a cell."""
     return (
         "Columns: labelled share of the training set (labelled images). Cells: mean ± standard deviation "
-        f"over seeds (number of seeds). Gain: difference to {BASELINE} on the same split and seeds. An empty "
-        "cell was not run."
+        f"over seeds (number of seeds). Gain: difference to {BASELINE} on the same split and seeds; from three "
+        "seeds on with its 95 % interval by bootstrap, which so few make too short. An empty cell was not run."
     )
+
+
+def compared(results: Results) -> list[str]:
+    """Where the published figures are from."""
+    if not results.published:
+        return []
+    sources = ", ".join(dict.fromkeys(each.source for each in results.published.values()))
+    return [
+        f"Published: {sources}, for the same network and labelled share under the paper's own settings. "
+        "Difference: measured minus published; a figure that was not seen in print is an empty cell."
+    ]
 
 
 def setting(results: Results) -> list[str]:

@@ -109,3 +109,37 @@ def fabricate(
         best=scores(steps // 2, miou if best is None else best),
         provenance=Provenance(**provenance),
     )
+
+
+PRINTED = """\
+table,dataset,network,backbone,pretraining,method,variant,ratio,miou,source
+main-rows,shapes,deeplabv3+,resnet18,none,supervised,,1/8,61.5,A 2021 Table 1
+main-rows,shapes,deeplabv3+,resnet18,none,others,,1/8,70.0,A 2021 Table 1
+main-rows,shapes,deeplabv3+,resnet18,none,others,,full,80.0,A 2021 Table 1
+main-rows,shapes,deeplabv3+,resnet18,none,dcc,,1/8,72.4,B 2021 Table 2
+main-rows,shapes,deeplabv3+,resnet18,none,dcc,,1/4,74.0,B 2021 Table 2
+ablation-rows,shapes,deeplabv3+,resnet18,none,cmb,no attention,1/8,69.0,A 2021 ablation
+ablation-rows,shapes,deeplabv3+,resnet18,none,cmb,all,1/8,71.0,A 2021 ablation
+main-rows,shapes,pspnet,resnet50,imagenet,dcc,,full,76.4,B 2021 Table 2
+"""
+
+PRINTED_TABLES = """\
+recipes: {supervised: supervised, dcc: dcc, cmb: cmb}
+tables:
+  paper-main: {title: The main table, rows: main-rows}
+  paper-ablation:
+    title: The ablation
+    rows: ablation-rows
+    note: Inferred.
+    recipes: {no attention: cmb-no_attention, all: cmb}
+"""
+
+
+@pytest.fixture
+def printed(params: Params) -> Path:
+    """results/reference/ beside the benchmark above, with figures that no paper prints."""
+    folder = Path("results/reference")
+    folder.mkdir(parents=True)
+    (folder / "paper_results.csv").write_text(PRINTED)
+    (folder / "tables.yaml").write_text(PRINTED_TABLES)
+    return folder

@@ -1,10 +1,12 @@
 """Tables of records that were made up, against figures worked out by hand."""
 
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from semiseg.errors import UserError
 from semiseg.paths import Run
 from semiseg.record import Record
 from semiseg.report import tables
-from semiseg.report.collect import collect, last, summarise
+from semiseg.report.collect import collect, interval, last, summarise
 
 Finish = Callable[..., Record]
 
@@ -53,8 +55,9 @@ def test_cells_are_mean_std_count_and_the_paired_gain(params: Params, finish: Fi
     head, supervised_row, cmb_row, dcc_row = rows(tables.markdown(collect(params, "main")))
     assert head == ["recipe", "1/8 (20)", "gain", "full", "gain"]
     assert supervised_row == ["supervised", "50.0 ± 10.0 (3)", "–", "", ""]
-    # 44, 56, 68: mean 56, deviations -12, 0, 12: sqrt(288 / 2) = 12; gains 4, 6, 8: 6 ± 2
-    assert cmb_row == ["cmb", "56.0 ± 12.0 (3)", "+6.0 ± 2.0", "", ""]
+    # 44, 56, 68: mean 56, deviations -12, 0, 12: sqrt(288 / 2) = 12; gains 4, 6, 8: of the 27
+    # resamples one is all 4 and one all 8, 3.7 % each, so 95 % runs from end to end
+    assert cmb_row == ["cmb", "56.0 ± 12.0 (3)", "+6.0 [+4.0, +8.0]", "", ""]
     assert dcc_row == ["dcc", "55.0 (1)", "-5.0", "", ""]  # against seed 2 alone, not against the mean
 
 
@@ -64,6 +67,20 @@ def test_gain_says_its_seeds_where_the_baseline_lacks_some(params: Params, finis
         finish("cmb", "shapes-1_8", seed, 0.60)
     row = rows(tables.markdown(collect(params, "main")))[2]
     assert row[1:3] == ["60.0 ± 0.0 (2)", "+10.0 (1)"]
+
+
+def test_interval_agrees_with_every_resample_counted() -> None:
+    values = [0.01, 0.02, 0.04, 0.09]
+    means = np.array([np.mean(resample) for resample in itertools.product(values, repeat=4)])
+    found = interval(values)
+    assert found == interval(values)
+    assert found is not None
+    # of the 256 resamples' means: 2.5 % lie below the one, above the other, but for the noise of drawing
+    for end, below in zip(found, (0.025, 0.975), strict=True):
+        assert np.mean(means < end - 1e-9) <= below + 0.01
+        assert np.mean(means <= end + 1e-9) >= below - 0.01
+    assert interval([0.1, 0.2]) is None
+    assert interval([0.1, 0.1, 0.1]) == pytest.approx((0.1, 0.1))
 
 
 def test_gain_is_empty_without_a_baseline(params: Params, finish: Finish) -> None:
@@ -84,6 +101,7 @@ def test_csv_holds_the_same_figures_as_fractions(params: Params, finish: Finish)
     assert row["gain_std"] == pytest.approx(0.014142, abs=1e-6)
     assert row["best_miou_mean"] == pytest.approx(0.6)
     assert (row["seeds"], row["seed_list"], row["ratio"]) == (2, "0 1", "1")
+    assert row[["gain_low", "gain_high", "published"]].isna().all()  # two seeds, nothing in print
     empty = frame.loc[("dcc", "shapes-1_8")]
     assert empty["seeds"] == 0
     assert empty[["miou_mean", "miou_std", "gain_mean", "best_miou_mean", "labelled"]].isna().all()
