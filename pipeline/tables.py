@@ -1,20 +1,32 @@
-"""Write a grid's tables (results/tables/<grid>.csv, .md, .tex): python pipeline/tables.py <grid>."""
+"""Write a table, a grid's or a paper's, as results/tables/<name>.csv, .md and .tex.
+
+python pipeline/tables.py camvid
+python pipeline/tables.py paper-dcc-voc
+"""
 
 import argparse
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import tables
+from semiseg.report import papers, published, tables
 from semiseg.report.collect import collect
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("grid", help="a grid of params.yaml")
-    name = parser.parse_args().grid
-    results = collect(config.load(), name)
-    written = tables.write(results)
-    print(tables.terminal(results), "", "Written: " + ", ".join(map(str, written)), sep="\n")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "name", help="a grid of params.yaml, or a paper's table of results/reference/tables.yaml"
+    )
+    name, params = parser.parse_args().name, config.load()
+    if name in published.load().tables:
+        paper = papers.collect(params, name)
+        written, text = papers.write(paper), papers.terminal(paper)
+    else:
+        results = collect(params, name)
+        written, text = tables.write(results), tables.terminal(results)
+    print(text, "", "Written: " + ", ".join(map(str, written)), sep="\n")
 
 
 if __name__ == "__main__":

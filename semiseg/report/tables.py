@@ -12,6 +12,7 @@ from tabulate import tabulate
 from semiseg.config import Protocol
 from semiseg.files import write_text
 from semiseg.paths import RESULTS, Run
+from semiseg.record import Record
 from semiseg.report.collect import BASELINE, Pick, Results, Summary, best, command, last
 from semiseg.report.published import Printed
 
@@ -194,15 +195,16 @@ def headline(results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """How to read a cell, what the figures are compared with, and what they rest on."""
-    return [reading(results), *compared(results), *setting(results), *origin(results)]
+    return [reading(results), *compared(results), *setting(results), *origin(results.records.values())]
 
 
 def reading(results: Results) -> str:
     """How to read a cell."""
     return (
         "Columns: labelled share of the training set (labelled images). Cells: mean ± standard deviation "
-        f"over seeds (number of seeds). Gain: difference to {BASELINE} on the same split and seeds; from three "
-        "seeds on with its 95 % interval by bootstrap, which so few make too short. An empty cell was not run."
+        f"over seeds (number of seeds). Gain: difference to {BASELINE} on the same split and seeds; from "
+        "three seeds on with its 95 % interval by bootstrap, which so few make too short. An empty cell was "
+        "not run."
     )
 
 
@@ -240,11 +242,11 @@ def describe(name: str, protocol: Protocol) -> str:
     )
 
 
-def origin(results: Results) -> list[str]:
-    """Revisions, devices and days of the runs in the table."""
-    if not results.records:
+def origin(records: Iterable[Record]) -> list[str]:
+    """Revisions, devices and days of the runs in a table."""
+    provenances = [record.provenance for record in records]
+    if not provenances:
         return []
-    provenances = [record.provenance for record in results.records.values()]
     return [
         f"Revision: {_counted(f'`{each.revision}`' for each in provenances)}.",
         f"Device: {_counted(each.device for each in provenances)}.",
@@ -254,7 +256,7 @@ def origin(results: Results) -> list[str]:
 
 def missing(results: Results) -> list[str]:
     """What was not run and the command that runs it, a line for each grid."""
-    return [f"{_grouped(runs)}. Run `{command(grid)}`" for grid, runs in results.missing().items()]
+    return [f"{grouped(runs)}. Run `{command(grid)}`" for grid, runs in results.missing().items()]
 
 
 def warning(results: Results) -> str:
@@ -284,7 +286,7 @@ def runs_of(count: int) -> str:
     return f"{count} run" if count == 1 else f"{count} runs"
 
 
-def _grouped(runs: list[Run]) -> str:
+def grouped(runs: list[Run]) -> str:
     """ "3 runs: cmb on voc-1_8 (seeds 0, 1), dcc on …", cell by cell, cut short where there are many."""
     cells: dict[tuple[str, str], list[int]] = {}
     for run in runs:

@@ -1,0 +1,140 @@
+"""The papers' tables over figures and records that were made up, worked out by hand."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from semiseg import config
+from semiseg.config import Params
+from semiseg.errors import UserError
+from semiseg.record import Record
+from semiseg.report import papers, published, tables
+
+Finish = Callable[..., Record]
+ROOT = Path(__file__).parents[2]
+NETWORK = "deeplabv3+, resnet18 (none)"
+
+
+@pytest.fixture
+def measured(params: Params, finish: Finish, printed: Path) -> Params:
+    for seed, miou in enumerate((0.60, 0.62, 0.64)):
+        finish("supervised", "shapes-1_8", seed, miou)
+    finish("dcc", "shapes-1_8", 1, 0.70)
+    finish("cmb-no_attention", "shapes-1_8", 0, 0.68)
+    return params
+
+
+def test_a_cell_is_published_measured_difference(measured: Params) -> None:
+    table = papers.layout(papers.collect(measured, "paper-main"))
+    assert table.head == (
+        *("method", "network", "measured under"),
+        *("1/8: published", "measured", "difference"),
+        *("1/4: published", "measured", "difference"),
+        *("full: published", "measured", "difference"),
+    )
+    empty = ("", "", "")
+    # 60, 62, 64: mean 62, std sqrt((4 + 0 + 4) / 2) = 2
+    assert table.rows == (
+        ("supervised", NETWORK, "small", "61.5", "62.0 ± 2.0 (3)", "+0.5", *empty, *empty),
+        ("others", NETWORK, "", "70.0", "", "", *empty, "80.0", "", ""),
+        ("dcc", NETWORK, "small", "72.4", "70.0 (1)", "-2.4", "74.0", "", "", *empty),
+        ("dcc", "pspnet, resnet50 (imagenet)", "", *empty, *empty, "76.4", "", ""),
+    )
+
+
+def test_an_ablations_rows_are_measured_by_the_recipes_of_their_variants(measured: Params) -> None:
+    paper = papers.collect(measured, "paper-ablation")
+    table = papers.layout(paper)
+    assert table.head == ("row", "measured under", "1/8: published", "measured", "difference")
+    assert table.rows == (
+        ("no attention", "small", "69.0", "68.0 (1)", "-1.0"),
+        ("all", "small", "71.0", "", ""),
+    )
+    text = papers.markdown(paper)
+    assert f"at the last step. {NETWORK}." in text  # one network: a sentence, not a column
+    assert "- Inferred.\n" in text
+
+
+def test_what_was_not_run_has_its_command_and_what_no_grid_runs_is_said(measured: Params) -> None:
+    main = papers.markdown(papers.collect(measured, "paper-main"))
+    assert "- 2 runs: dcc on shapes-1_8 (seeds 0, 2). Run `snakemake main --cores 8" in main
+    assert "Published figures only: others." in main
+    assert f"No grid of `params.yaml` measures dcc with {NETWORK} on shapes, 1/4." in main
+    assert "No grid of `params.yaml` measures dcc with pspnet, resnet50 (imagenet) on shapes, full." in main
+    assert "measures others" not in main
+    ablation = papers.missing(papers.collect(measured, "paper-ablation"))
+    assert ["snakemake ablation" in ablation[0], "snakemake main" in ablation[1]] == [True, True]
+    assert "cmb-no_attention on shapes-1_8 (seed 1)" in ablation[0]
+
+
+def test_a_row_stands_once_for_each_protocol_that_measures_it(measured: Params, finish: Finish) -> None:
+    text = Path("params.yaml").read_text()
+    start, end = text.index("  small:"), text.index("splits:")
+    longer = text[start:end].replace("small:", "longer:").replace("1500", "3000")
+    text = text[:end] + longer + text[end:]
+    text = text.replace(
+        "recipes:\n", "  longer-1_8: {dataset: shapes, protocol: longer, ratio: 1/8}\nrecipes:\n", 1
+    )
+    text += "  longer: {title: Longer, recipes: [dcc], splits: [longer-1_8], seeds: [7]}\n"
+    params = config.from_tree(Params, config.yaml.safe_load(text), "params.yaml")
+    paper = papers.collect(params, "paper-main")
+    rows = [row for row in papers.layout(paper).rows if row[0] == "dcc" and row[1] == NETWORK]
+    assert [row[2:6] for row in rows] == [
+        ("small", "72.4", "70.0 (1)", "-2.4"),
+        ("longer", "72.4", "", ""),
+    ]
+    assert any("dcc on longer-1_8 (seed 7). Run `snakemake longer" in line for line in papers.missing(paper))
+
+
+def test_two_splits_that_measure_one_cell_are_refused(measured: Params) -> None:
+    text = (
+        Path("params.yaml").read_text().replace("protocol: small, ratio: 1}", "protocol: small, ratio: 1/8}")
+    )
+    params = config.from_tree(Params, config.yaml.safe_load(text), "params.yaml")
+    with pytest.raises(
+        UserError, match="shapes-1_8 and shapes-full both measure supervised on 1/8 of shapes"
+    ):
+        papers.collect(params, "paper-main")
+
+
+def test_a_stale_record_and_an_unknown_table_are_refused(measured: Params, finish: Finish) -> None:
+    with pytest.raises(UserError, match="no 'paper-x'; there are paper-main, paper-ablation"):
+        papers.collect(measured, "paper-x")
+    finish("dcc", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
+    with pytest.raises(UserError, match=r"dcc/shapes-1_8/0.*another configuration"):
+        papers.collect(measured, "paper-main")
+
+
+def test_csv_has_a_row_a_figure(measured: Params) -> None:
+    frame = pd.read_csv(io.StringIO(papers.csv(papers.collect(measured, "paper-main"))))
+    assert len(frame) == 6  # the printed cells of main-rows
+    row = frame[(frame["method"] == "supervised")].iloc[0]
+    assert (row["published"], row["miou_mean"]) == (pytest.approx(0.615), pytest.approx(0.62))
+    assert row["difference"] == pytest.approx(0.005)
+    assert (row["split"], row["protocol"], row["seed_list"]) == ("shapes-1_8", "small", "0 1 2")
+    others = frame[frame["method"] == "others"]
+    assert others[["recipe", "split", "miou_mean", "difference"]].isna().all(axis=None)
+
+
+def test_every_paper_table_of_the_project_builds_with_nothing_run(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    params, reference = config.load(), published.load()
+    shown = 0
+    for name, table in reference.tables.items():
+        paper = papers.collect(params, name)
+        assert [path.name for path in papers.write(paper)] == [
+            f"{name}.{kind}" for kind in ("csv", "md", "tex")
+        ]
+        text = Path(f"results/tables/{name}.md").read_text()
+        for each in reference.figures:
+            if each.table == table.rows:
+                assert f" {100 * each.miou:.1f} |" in text
+                shown += 1
+        assert tables.plain(papers.headline(paper)) in papers.terminal(paper)
+    assert shown == len(reference.figures)
