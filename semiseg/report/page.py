@@ -21,8 +21,9 @@ from semiseg.errors import UserError
 from semiseg.files import write_text
 from semiseg.paths import RESULTS
 from semiseg.record import Record
-from semiseg.report import figures, tables
+from semiseg.report import figures, papers, published, tables
 from semiseg.report.collect import Results, best, collect, command, last
+from semiseg.report.papers import Paper
 
 PAGE = RESULTS / "report.html"
 LOCK = Path("runs", ".report.lock")  # a folder outside git
@@ -85,6 +86,12 @@ def render(params: Params) -> tuple[str, list[str]]:
         else:
             runs = tables.runs_of(len(grid.runs()))
             idle.append({"title": grid.title, "runs": runs, "command": command(name)})
+    printed = []
+    for name, table in published.load().tables.items():
+        try:
+            printed.append(_paper(papers.collect(params, name)))
+        except UserError as error:
+            refused.append({"title": table.title, "reason": str(error)})
     environment = Environment(
         loader=PackageLoader("semiseg.report", "."),
         autoescape=True,
@@ -92,7 +99,9 @@ def render(params: Params) -> tuple[str, list[str]]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"marks": _marks, "brief": _brief}
-    page = environment.get_template("page.html.j2").render(sections=sections, idle=idle, refused=refused)
+    page = environment.get_template("page.html.j2").render(
+        sections=sections, papers=printed, idle=idle, refused=refused
+    )
     return page, [f"{each['title']}: {each['reason']}" for each in refused]
 
 
@@ -120,6 +129,17 @@ def _section(results: Results) -> Mapping[str, Any]:
         ],
         "columns": COLUMNS,
         "runs": [_row(record) for record in records],
+    }
+
+
+def _paper(paper: Paper) -> Mapping[str, Any]:
+    return {
+        "name": paper.name,
+        "title": f"{paper.table.title}: published and measured",
+        "headline": papers.headline(paper),
+        "table": papers.layout(paper),
+        "missing": papers.missing(paper),
+        "notes": papers.notes(paper),
     }
 
 

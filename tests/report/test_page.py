@@ -136,3 +136,36 @@ def test_a_run_that_only_stands_beside_does_not_make_a_section(params: Params, f
     page.write(params)
     headings = Reader(Path("results/report.html").read_text()).text["h2"]
     assert headings == ["Without attention", "Nothing run yet"]
+
+
+def test_a_papers_table_is_a_section_with_nothing_run(params: Params, printed: Path) -> None:
+    assert page.write(params) == []
+    read = Reader(Path("results/report.html").read_text())
+    assert read.text["h2"] == [
+        "The main table: published and measured",
+        "The ablation: published and measured",
+        "Nothing run yet",
+    ]
+    assert {"61.5", "72.4", "76.4", "69.0"} <= set(read.text["td"])
+    assert {"paper-main", "paper-ablation"} <= set(read.ids)
+    assert read.open == []
+
+
+def test_a_papers_section_has_what_was_measured(params: Params, finish: Finish, printed: Path) -> None:
+    finish("dcc", "shapes-1_8", 0, 0.75)
+    assert page.write(params) == []
+    cells = Reader(Path("results/report.html").read_text()).text["td"]
+    assert cells.count("75.0 (1)") == 3  # the grid's last and best, the paper's
+    assert cells.count("+2.6") == 3
+
+
+def test_a_stale_record_hides_its_papers_table_alone(params: Params, finish: Finish, printed: Path) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
+    refused = page.write(params)
+    assert [line.partition(":")[0] for line in refused] == [
+        "Shapes, all of them",
+        "Without attention",
+        "The main table",
+    ]
+    read = Reader(Path("results/report.html").read_text())
+    assert "The ablation: published and measured" in read.text["h2"]

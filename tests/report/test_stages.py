@@ -31,6 +31,20 @@ def test_tables_are_written_and_printed(params: Params, finish: Finish) -> None:
     assert {path.name for path in Path("results/tables").iterdir()} == {"main.csv", "main.md", "main.tex"}
 
 
+def test_a_papers_table_is_written_and_printed(params: Params, finish: Finish, printed: Path) -> None:
+    finish("cmb", "shapes-1_8", 0, 0.7)
+    done = stage("tables", "paper-ablation")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ["all", "small", "71.0", "70.0", "(1)", "-1.0"] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
+    assert {path.suffix for path in Path("results/tables").glob("paper-ablation.*")} == {
+        ".csv",
+        ".md",
+        ".tex",
+    }
+
+
 def test_report_draws_a_grid_or_rebuilds_the_page_alone(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.4)
     assert stage("report").returncode == 0
