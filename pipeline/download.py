@@ -11,8 +11,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     name = parser.parse_args().dataset
-    dataset = config.look_up(config.load().datasets, name, "datasets")
-    print(sources.prepare(name, dataset))
+    params = config.load()
+    dataset = config.look_up(params.datasets, name, "datasets")
+    print(sources.prepare(name, dataset, params.downloads))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """params.yaml -> frozen dataclasses; what it does not know is refused, naming the key.
 
-params.yaml holds five maps (datasets, protocols, splits, recipes, grids). A run is a recipe on a split with
-a seed; ``Params.run`` gathers everything that decides its numbers into one ``RunConfig``, and the hash of
-that is the run's identity: a record or a checkpoint with another hash is refused.
+params.yaml holds five maps (datasets, protocols, splits, recipes, grids) and two of what is fetched
+(downloads, families). A run is a recipe on a split with a seed; ``Params.run`` gathers everything that
+decides its numbers into one ``RunConfig``, and the hash of that is the run's identity: a record or a
+checkpoint with another hash is refused.
 
 The conversion is written here because the machines that only train carry nothing beyond torch's own stack.
 """
@@ -26,6 +27,9 @@ from semiseg import paths
 from semiseg.errors import UserError
 
 Options = Mapping[str, Any]
+DRAWN = "drawn"  # the family of splits that are drawn from their seed
+# A field younger than the first records leaves a run's identity as it was while it holds this value.
+LATER_FIELDS = (("family", DRAWN),)
 BACKBONES = ("resnet18", "resnet50", "resnet101")  # of torchvision, see semiseg/models/backbones.py
 T = typing.TypeVar("T")
 
@@ -48,13 +52,32 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Download:
+    """A file that is fetched: from the first of its addresses that gives it whole."""
+
+    addresses: tuple[str, ...] = ()
+    size: int | None = None  # bytes
+    md5: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Lists of labelled images that a paper's authors published: a seed takes the list of its number."""
+
+    address: str  # the folder, at a commit
+    sha256: Mapping[str, str]  # of each file, by its path below the address
+
+
+@dataclass(frozen=True)
 class Split:
     """A dataset, the labelled share of its training set, and the protocol its runs are trained under."""
 
     dataset: str
     protocol: str
-    ratio: Fraction
+    ratio: Fraction  # of the training images that have a mask
     count: int | None = None  # the published number of labelled images; else ceil(ratio x images)
+    family: str = DRAWN  # drawn from the seed, or a name of families
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -198,6 +221,8 @@ class Params:
     splits: Mapping[str, Split]
     recipes: Mapping[str, Recipe]
     grids: Mapping[str, Grid]
+    downloads: Mapping[str, Download] = field(default_factory=dict)  # by the file's name
+    families: Mapping[str, Family] = field(default_factory=dict)
 
     def run(self, run: paths.Run) -> RunConfig:
         """The configuration of one run. Raises UserError for a recipe or a split that params.yaml lacks."""
@@ -229,8 +254,12 @@ def load(path: Path = paths.PARAMS) -> Params:
 
 def canonical(config: object) -> str:
     """Canonical JSON of a dataclass (sorted keys, fractions as text): equal configurations, equal text."""
-    tree = dataclasses.asdict(config)  # type: ignore[call-overload]
+    tree = dataclasses.asdict(config, dict_factory=_without_later_fields)  # type: ignore[call-overload]
     return json.dumps(tree, sort_keys=True, default=str)
+
+
+def _without_later_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(each for each in fields if each not in LATER_FIELDS)
 
 
 def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
@@ -321,6 +350,8 @@ def _check_references(params: Params) -> None:
     for name, split in params.splits.items():
         _check_name(params.datasets, split.dataset, f"splits: {name}: dataset")
         _check_name(params.protocols, split.protocol, f"splits: {name}: protocol")
+        if split.family != DRAWN:
+            _check_name(params.families, split.family, f"splits: {name}: family")
     for name, protocol in params.protocols.items():
         _check_file(library / "models" / "heads", protocol.network.head, f"protocols: {name}: network: head")
         for method in protocol.methods:

@@ -1,28 +1,40 @@
 """Archives: found on disk, else fetched; checked before they are used, unpacked without trust."""
 
+import contextlib
 import errno
 import gzip
 import hashlib
 import http.client
 import lzma
 import os
+import shutil
+import stat
+import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Never
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from semiseg import paths
+from semiseg.config import Download
 from semiseg.errors import UserError
-from semiseg.files import written_whole
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without an answer
+ATTEMPTS = 5  # at one address, as long as each brings something
 # The machine's own troubles: no other address would mend them.
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+class CutOffError(UserError):
+    """The connection ended before the file did."""
 
 
 def folders() -> list[Path]:
@@ -41,81 +53,242 @@ def find(name: str) -> Path | None:
     return next((folder / name for folder in folders() if (folder / name).is_file()), None)
 
 
-def fetch(name: str, addresses: Iterable[str], sha256: str | None) -> Path:
-    """Fetch data/archives/``name`` from the first of ``addresses`` that gives it, and check its digest.
+def obtain(name: str, download: Download) -> Path:
+    """The archive ``name``, found on disk or fetched, with the size and the digest that it must have."""
+    found = find(name)
+    if found is None:
+        return fetch(name, download.addresses, download.sha256, download.md5, download.size)
+    check(found, download)
+    return found
 
-    The file is there whole or not at all. Raises UserError naming the addresses, the file and the folder to
-    put it in; OSError where it cannot be written.
+
+def fetch(
+    name: str,
+    addresses: Iterable[str],
+    sha256: str | None,
+    md5: str | None = None,
+    size: int | None = None,
+) -> Path:
+    """Fetch data/archives/``name`` from the first address that gives it, and check its size and digest.
+
+    The file is there whole or not at all. What a connection that was cut off has brought is kept beside it
+    under a hidden name, and the next attempt goes on from there, where a digest tells whether the parts fit.
+    Raises UserError naming the addresses, the file and the folder to put it in; OSError where it cannot be
+    written.
     """
-    target, refusals = paths.ARCHIVES / name, []
-    for address in addresses:
-        try:
-            with written_whole(target) as partial:
-                _download(address, partial)
-                found = digest(partial)
-                if sha256 is not None and found != sha256:
-                    raise UserError(f"its sha256 is {found}, expected {sha256}")
+    download = Download(tuple(addresses), size, md5, sha256)
+    target = paths.ARCHIVES / name
+    partial = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    refusals = []
+    with FileLock(paths.DATA / f".{name.replace('/', '-')}.lock"):
+        if target.is_file():  # another process has fetched it meanwhile
             return target
-        except (UserError, OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in MACHINE:
-                raise
-            refusals.append(f"{address} ({str(error) or type(error).__name__})")
-    raise UserError(f"could not fetch {'; '.join(refusals)}; put {name} into {paths.ARCHIVES}/")
+        for address in download.addresses:
+            try:
+                _fetch_from(address, partial, download)
+            except (UserError, OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in MACHINE:
+                    partial.unlink(missing_ok=True)
+                    raise OSError(error.errno, error.strerror, str(target)) from None
+                refusals.append(f"{address} ({str(error) or type(error).__name__})")
+            else:
+                partial.replace(target)
+                return target
+        if partial.is_file() and not _has_digest(download):
+            partial.unlink()
+    tried = f"could not fetch {'; '.join(refusals)}" if refusals else f"{name}: not there, and has no address"
+    raise UserError(f"{tried}; put {name} into {paths.ARCHIVES}/")
 
 
-def digest(path: Path) -> str:
-    """sha256 (hex) of a file."""
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest (hex) of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def check(path: Path, download: Download) -> None:
+    """Raises UserError when the file's size or digest is another."""
+    try:
+        _check(path, download)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; remove it and fetch it again") from None
 
 
 def check_digest(path: Path, sha256: str) -> None:
     """Raises UserError when the file's sha256 is another."""
-    found = digest(path)
-    if found != sha256:
-        raise UserError(f"{path}: its sha256 is {found}, expected {sha256}; remove it and fetch it again")
+    check(path, Download(sha256=sha256))
 
 
-def unpack(archive: Path, folder: Path, below: str) -> None:
-    """Unpack what lies below the member ``below`` (a path, wherever it begins) of a tar into ``folder``.
+def unpack(
+    archive: Path, folder: Path, below: str, wanted: Callable[[str], bool] = lambda member: True
+) -> None:
+    """Unpack what lies below the member ``below``, wherever it begins, of a tar or zip into ``folder``.
 
-    Raises UserError for an archive that is cut off or not a tar, one with nothing below ``below``, and a
-    member that would leave ``folder`` or is a device.
+    Of that, only the members whose path below it is ``wanted``. Raises UserError for an archive that is cut
+    off or neither, one with nothing to unpack, and a member that would leave ``folder``, is a device, or (in
+    a zip) a link.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError("this Python unpacks archives without checking them; use 3.11.4 or later")
-    found = False
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if below not in parts:
-                    continue
-                member.name = str(PurePosixPath(*parts[parts.index(below) + 1 :]))
-                if member.name != ".":
-                    tar.extract(member, folder, filter="data")
-                    found = True
-            while tar.fileobj is not None and tar.fileobj.read(CHUNK):
-                pass  # to the end, where a compressed archive has its check sum
+        if zipfile.is_zipfile(archive):
+            found = _unpack_zip(archive, folder, below, wanted)
+        else:
+            found = _unpack_tar(archive, folder, below, wanted)
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: refused for an unsafe member ({error}); get it anew") from None
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+    except (
+        tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
+        NotImplementedError,
+    ) as error:  # fmt: skip
         raise UserError(f"{archive}: broken or cut off ({error}); remove it and fetch it again") from None
     if not found:
         raise UserError(f"{archive}: holds no folder {below}; is it another archive?")
 
 
-def _download(address: str, target: Path) -> None:
+def _unpack_tar(archive: Path, folder: Path, below: str, wanted: Callable[[str], bool]) -> bool:
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("this Python unpacks archives without checking them; use 3.11.4 or later")
+    found = False
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            place = _below(member.name, below)
+            if place is not None and wanted(place):
+                member.name = place
+                tar.extract(member, folder, filter="data")
+                found = True
+        while tar.fileobj is not None and tar.fileobj.read(CHUNK):
+            pass  # to the end, where a compressed archive has its check sum
+    return found
+
+
+def _unpack_zip(archive: Path, folder: Path, below: str, wanted: Callable[[str], bool]) -> bool:
+    found = False
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            place = _below(member.filename, below)
+            if place is None or not wanted(place):
+                continue
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if ".." in PurePosixPath(place).parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{archive}: refused for an unsafe member ({member.filename}); get it anew")
+            target = folder / place
+            if member.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open(member) as source, target.open("wb") as written:
+                shutil.copyfileobj(source, written, CHUNK)
+            found = True
+    return found
+
+
+def _below(member: str, below: str) -> str | None:
+    """The path of ``member`` below the folder ``below``; None where it lies elsewhere or is that folder."""
+    parts = PurePosixPath(member).parts
+    if below not in parts:
+        return None
+    place = parts[parts.index(below) + 1 :]
+    return str(PurePosixPath(*place)) if place else None
+
+
+def _fetch_from(address: str, partial: Path, download: Download) -> None:
+    """Bring ``partial`` to the whole file, from where it stands; what turns out to be wrong is removed."""
+    for attempt in range(1, ATTEMPTS + 1):
+        start = _size(partial) if _has_digest(download) else 0
+        try:
+            _transfer(address, partial, start, download)
+        except CutOffError:
+            if attempt == ATTEMPTS or not _has_digest(download) or _size(partial) <= start:
+                raise
+            continue
+        try:
+            _check(partial, download)
+            return
+        except UserError:
+            partial.unlink()
+            if start == 0 or attempt == ATTEMPTS:  # else the beginning, from elsewhere, may be what is wrong
+                raise
+
+
+def _transfer(address: str, partial: Path, start: int, download: Download) -> None:
+    """Append what follows the first ``start`` bytes, or write all where the server sends all."""
+    if start and start == download.size:
+        return
+    request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, target.open("wb") as file:
-            length = int(answer.headers.get("Content-Length", 0)) or None
-            with tqdm(total=length, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        if length is not None and target.stat().st_size != length:
-            raise UserError(f"cut off at {target.stat().st_size} of {length} bytes")
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if answer.headers.get("Content-Range", "").partition("-")[0] != f"bytes {start}":
+                start = 0
+            length = answer.headers.get("Content-Length")
+            total = start + int(length) if length else None
+            _refuse_size(total, start, partial, download)
+            with partial.open("ab" if start else "wb") as file, _bar(partial, total, start) as bar:
+                _copy(answer, file, bar, start, total or download.size)
+                file.flush()
+                os.fsync(file.fileno())
     except urllib.error.HTTPError as error:
+        if error.code == 416 and start:
+            return  # there is nothing behind the beginning: the check says whether it is all
         raise UserError(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
-        raise UserError(str(error.reason)) from None
+        raise _unwrapped(error) from None
+
+
+def _copy(
+    answer: http.client.HTTPResponse, file: BinaryIO, bar: "tqdm[Never]", done: int, expected: int | None
+) -> None:
+    """Copy to the end, or to where there is more than ``expected``; ``done`` bytes are there already."""
+    while expected is None or done <= expected:
+        try:
+            chunk = answer.read(CHUNK)
+        except (http.client.IncompleteRead, ConnectionError, TimeoutError) as error:
+            raise CutOffError(f"cut off after {done} bytes ({type(error).__name__})") from None
+        if not chunk:
+            break
+        file.write(chunk)
+        bar.update(len(chunk))
+        done += len(chunk)
+    if expected is not None and done < expected:
+        raise CutOffError(f"cut off at {done} of {expected} bytes")
+
+
+def _refuse_size(total: int | None, start: int, partial: Path, download: Download) -> None:
+    """Before anything is written: a file of another size, or one that the disk cannot hold."""
+    if total is not None and download.size is not None and total != download.size:
+        raise UserError(f"it has {total} bytes, expected {download.size}")
+    if total is not None and shutil.disk_usage(partial.parent).free < total - start:
+        raise OSError(errno.ENOSPC, f"No space left on device ({total - start} bytes are needed)")
+
+
+def _bar(partial: Path, total: int | None, start: int) -> "tqdm[Never]":
+    name = partial.name.removeprefix(".").removesuffix(".partial")
+    pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file takes a line now and then
+    return tqdm(
+        total=total, initial=start, unit="B", unit_scale=True, desc=name, mininterval=pause, delay=1.0
+    )
+
+
+def _check(path: Path, download: Download) -> None:
+    size = path.stat().st_size
+    if download.size is not None and size != download.size:
+        raise UserError(f"it has {size} bytes, expected {download.size}")
+    for algorithm, expected in (("sha256", download.sha256), ("md5", download.md5)):
+        if expected is not None and (found := digest(path, algorithm)) != expected:
+            raise UserError(f"its {algorithm} is {found}, expected {expected}")
+
+
+def _has_digest(download: Download) -> bool:
+    return download.sha256 is not None or download.md5 is not None
+
+
+def _size(partial: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return partial.stat().st_size
+    return 0
+
+
+def _unwrapped(error: urllib.error.URLError) -> UserError | OSError:
+    """Why there is no answer; the machine's own troubles as they are."""
+    if isinstance(error.reason, OSError) and error.reason.errno in MACHINE:
+        return error.reason
+    return UserError(str(error.reason))

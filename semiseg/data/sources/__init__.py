@@ -1,20 +1,25 @@
-"""Where datasets come from: each file has a Config, a REVISION and ``prepare(folder, dataset, options)``."""
+"""Where datasets come from: each file has a Config, a REVISION and a function ``prepare``.
+
+``prepare(folder, dataset, options, downloads)`` writes the dataset into the empty ``folder``.
+"""
 
 import importlib
 import shutil
+from collections.abc import Mapping
 
 from filelock import FileLock
 
 from semiseg import paths
-from semiseg.config import Dataset, from_tree
+from semiseg.config import Dataset, Download, from_tree
 from semiseg.data import prepared
 
 
-def prepare(name: str, dataset: Dataset) -> str:
+def prepare(name: str, dataset: Dataset, downloads: Mapping[str, Download] | None = None) -> str:
     """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what is there.
 
-    It is made in a folder beside and renamed when whole, so that what is under its name is complete. A second
-    start waits for the first. Raises UserError for options that the source does not know, and what it raises.
+    ``downloads``: where its archives are fetched and what tells them, by the archive's name. The dataset is
+    made in a folder beside and renamed when whole, so that what is under its name is complete. A second start
+    waits for the first. Raises UserError for options that the source does not know, and what it raises.
     """
     target = paths.dataset(name)
     source = importlib.import_module(f"semiseg.data.sources.{dataset.source}")
@@ -26,7 +31,7 @@ def prepare(name: str, dataset: Dataset) -> str:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
-                source.prepare(partial, dataset, options)
+                source.prepare(partial, dataset, options, downloads or {})
                 if target.exists():
                     shutil.rmtree(target)
                 partial.rename(target)

@@ -4,12 +4,13 @@ It has folders train, val and test beside trainannot, valannot and testannot; in
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from semiseg.config import Dataset
+from semiseg.config import Dataset, Download
 from semiseg.data import archives
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
 from semiseg.data.prepared import Layout, write_manifest
@@ -33,7 +34,7 @@ class Config:
     """CamVid has no options."""
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
     """Write images/, masks/, train.txt, val.txt, test.txt and the manifest into the empty ``folder``.
 
     The images stay as they are, PNG or JPEG. Raises UserError for an archive that cannot be had, that is not

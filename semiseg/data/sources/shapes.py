@@ -7,7 +7,7 @@ come from integer arithmetic: the same seed gives the same mask on every platfor
 VOC: JPEG images, palette PNG masks with a border of 255.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semiseg.config import Dataset
+from semiseg.config import Dataset, Download
 from semiseg.data.decoding import IGNORE
+from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, write_manifest
 from semiseg.errors import UserError
 from semiseg.files import write_text
@@ -54,7 +55,7 @@ FORMS: dict[str, Callable[[Integers, Integers, int], Mask]] = {
 }
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
     """Draw train and val images into the empty ``folder``. Raises UserError for classes it cannot draw."""
     unknown = [name for name in dataset.classes[1:] if name not in FORMS]
     if unknown:
@@ -68,7 +69,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
             generator = np.random.Generator(np.random.PCG64([options.seed, number, index]))
             image, mask = draw(forms, options.size, generator)
             Image.fromarray(image).save(folder / VOC.images / f"{each}.jpg", quality=92)
-            _save_palette(mask, folder / VOC.masks / f"{each}.png")
+            save_mask(mask, folder / VOC.masks / f"{each}.png")
         write_text(folder / VOC.lists / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
     source = {"drawn": "by semiseg", "seed": options.seed, "revision": REVISION}
     write_manifest(folder, dataset, VOC, ("train", "val"), source)
@@ -161,20 +162,3 @@ def _with_border(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         )
         border |= before | after
     return np.where(border, np.uint8(IGNORE), mask)
-
-
-def _save_palette(mask: NDArray[np.uint8], path: Path) -> None:
-    image = Image.fromarray(mask).convert("P")
-    image.putdata(mask.flatten().tolist())
-    image.putpalette(voc_palette())
-    image.save(path)
-
-
-def voc_palette() -> list[int]:
-    """PASCAL VOC's 256 colours: the bits of an id, spread over red, green and blue."""
-    colours = []
-    for label in range(256):
-        for channel in range(3):
-            bits = (label >> (3 * place + channel) & 1 for place in range(3))
-            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
-    return colours
