@@ -8,14 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semiseg import paths
 from semiseg.config import Dataset, canonical
-from semiseg.data.decoding import decode_image, decode_mask
+from semiseg.data.decoding import IGNORE, decode_image, decode_mask
 from semiseg.data.splits import read_ids
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
 MANIFEST = "manifest.json"
+VOID = "(ignored)"  # pixels of 255, in the manifest
 KEYS = {"counts", "digest", "layout", "source", "config"}  # of the manifest, that are read again
 
 
@@ -93,26 +96,32 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def write_manifest(
     folder: Path, config: Dataset, layout: Layout, lists: tuple[str, ...], source: Mapping[str, Any]
 ) -> None:
-    """Check every listed file, then write manifest.json: counts, a digest over ids and labels, origin.
+    """Check every listed file, then write manifest.json: counts, pixels of each class, a digest, origin.
 
+    The digest goes over ids and labels.
     ``source`` is what the dataset's own source has to say of it. Call it last: the manifest is the sign
     that everything else is there. An image of the list train may lack its mask: it can be unlabelled. Raises
     UserError naming an image or a mask that training could not read.
     """
-    sha256, counts = hashlib.sha256(), {}
+    sha256, counts, pixels = hashlib.sha256(), {}, {}
     for listed in lists:
         ids = read_ids(folder / layout.lists / f"{listed}.txt")
         counts[listed] = len(ids)
+        histogram = np.zeros(256, dtype=np.int64)
         for each in ids:
             sha256.update(f"{listed}:{each}\n".encode())
             image = decode_image(folder / layout.images / f"{each}{layout.image_suffix}")
             mask = folder / layout.masks / f"{each}.png"
             if mask.exists() or listed != "train":
-                decode_mask(mask, image.shape[:2], len(config.classes))
+                values = decode_mask(mask, image.shape[:2], len(config.classes))
+                histogram += np.bincount(values.ravel(), minlength=256)
                 sha256.update(mask.read_bytes())
+        named = dict(zip(config.classes, histogram.tolist(), strict=False))
+        pixels[listed] = {**named, VOID: int(histogram[IGNORE])}
     manifest = {
         "counts": counts,
         "classes": config.classes,
+        "pixels": pixels,
         "digest": sha256.hexdigest(),
         "layout": asdict(layout),
         "source": dict(source),

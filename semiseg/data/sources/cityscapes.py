@@ -1,0 +1,171 @@
+"""Cityscapes (Cordts et al., 2016): 19 classes, 2048x1024.
+
+Its archives are given to those who have an account: they are found in the archives folder, or fetched through
+cityscapesScripts, which is no dependency of this project.
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from semiseg import paths
+from semiseg.config import Dataset, Download
+from semiseg.data import archives
+from semiseg.data.decoding import IGNORE, decode_image, decode_mask
+from semiseg.data.prepared import Layout, write_manifest
+from semiseg.errors import UserError
+from semiseg.files import write_text
+
+IMAGES = "leftImg8bit_trainvaltest.zip"
+MASKS = "gtFine_trainvaltest.zip"
+REVISION = 1  # raised when the same archives come to be prepared into other files
+USER, PASSWORD = "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"
+
+# labelIds -> trainIds, from cityscapesScripts 2.3.0: helpers/labels.py. Every other id is ignored.
+TRAIN_IDS = {
+    7: 0,  # road
+    8: 1,  # sidewalk
+    11: 2,  # building
+    12: 3,  # wall
+    13: 4,  # fence
+    17: 5,  # pole
+    19: 6,  # traffic light
+    20: 7,  # traffic sign
+    21: 8,  # vegetation
+    22: 9,  # terrain
+    23: 10,  # sky
+    24: 11,  # person
+    25: 12,  # rider
+    26: 13,  # car
+    27: 14,  # truck
+    28: 15,  # bus
+    31: 16,  # train
+    32: 17,  # motorcycle
+    33: 18,  # bicycle
+}
+LABEL_IDS = 34  # 0 to 33
+
+
+@dataclass(frozen=True)
+class Config:
+    """How many images the archives must hold: the published counts."""
+
+    train: int = 2975
+    val: int = 500
+
+
+def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+    """Write images/, masks/, train.txt, val.txt and the manifest into the empty ``folder``.
+
+    An id is the name of an image without its end: aachen_000000_000019. Raises UserError for an archive that
+    cannot be had, is not the release, or lacks a file.
+    """
+    found = [_archive(name, downloads.get(name, Download())) for name in (IMAGES, MASKS)]
+    release = folder / "release"
+    archives.unpack(found[0], release / "images", "leftImg8bit", _is_image)
+    archives.unpack(found[1], release / "masks", "gtFine", _is_mask)
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    for listed in ("train", "val"):
+        images = sorted((release / "images" / listed).glob("*/*_leftImg8bit.png"))
+        if len(images) != getattr(options, listed):
+            raise UserError(
+                f"{found[0]}: {listed} has {len(images)} images, {getattr(options, listed)} were published"
+            )
+        ids = [image.name.removesuffix("_leftImg8bit.png") for image in images]
+        for image, each in zip(images, ids, strict=True):
+            mask = release / "masks" / listed / image.parent.name / f"{each}_gtFine_labelIds.png"
+            _convert(image, mask, folder, each, found)
+        write_text(folder / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
+    shutil.rmtree(release)
+    source = {
+        "archives": {path.name: {"sha256": archives.digest(path)} for path in found},
+        "revision": REVISION,
+    }
+    write_manifest(folder, dataset, Layout(image_suffix=".png"), ("train", "val"), source)
+
+
+def _is_image(member: str) -> bool:
+    return member.startswith(("train/", "val/")) and member.endswith("_leftImg8bit.png")
+
+
+def _is_mask(member: str) -> bool:
+    return member.startswith(("train/", "val/")) and member.endswith("_gtFine_labelIds.png")
+
+
+def _convert(image: Path, mask: Path, folder: Path, identifier: str, found: list[Path]) -> None:
+    """Move an image and write its mask in train ids."""
+    try:
+        values = decode_mask(mask, decode_image(image).shape[:2], LABEL_IDS)
+    except UserError as error:
+        raise UserError(f"{found[0]}, {found[1]}: not the releases ({error})") from None
+    train_ids = np.full(256, IGNORE, dtype=np.uint8)
+    train_ids[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+    Image.fromarray(train_ids[values]).save(folder / "masks" / f"{identifier}.png")
+    image.replace(folder / "images" / f"{identifier}.png")
+
+
+def _archive(name: str, download: Download) -> Path:
+    """The archive on disk, else by the user's account."""
+    if archives.find(name) is None:
+        _fetch(name)
+    return archives.obtain(name, download)
+
+
+def _fetch(name: str) -> None:
+    """Fetch ``name`` through cityscapesScripts, which checks its digest and goes on where it stopped.
+
+    The account is the login that cityscapesScripts keeps, or that of the environment.
+    """
+    account = os.environ.get(USER), os.environ.get(PASSWORD)
+    downloader = _downloader()
+    if downloader is None or not (_has_login(downloader) or all(account)):
+        raise UserError(
+            f"Cityscapes is given to those who have an account (https://www.cityscapes-dataset.com): "
+            f"put {name} into {paths.ARCHIVES}/, or pip install cityscapesScripts and log in with csDownload "
+            f"or set {USER} and {PASSWORD}"
+        )
+    place = paths.ARCHIVES / ".cityscapes.partial"
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / name
+    if all(account):  # what it would ask at the keyboard; no, it shall not store the login
+        downloader.input = lambda prompt: account[0] if "username" in prompt.lower() else "n"  # type: ignore[attr-defined]
+        downloader.getpass = SimpleNamespace(getpass=lambda prompt: account[1])  # type: ignore[attr-defined]
+    try:
+        downloader.download_packages(
+            session=downloader.login(),
+            package_names=[name],
+            destination_path=str(place),
+            resume=partial.exists(),
+        )
+    except Exception as error:  # it raises nothing more special
+        if "MD5" in str(error):
+            partial.unlink(missing_ok=True)
+        said = " ".join(str(error).split()).replace(account[1] or "\0", "***") or type(error).__name__
+        raise UserError(
+            f"cityscapesScripts could not fetch {name} ({said}); try again or put it into {paths.ARCHIVES}/"
+        ) from None
+    partial.replace(paths.ARCHIVES / name)
+    if not any(place.iterdir()):
+        place.rmdir()
+
+
+def _downloader() -> ModuleType | None:
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        return None
+    return importlib.import_module("cityscapesscripts.download.downloader")
+
+
+def _has_login(downloader: ModuleType) -> bool:
+    """Whether csDownload has stored a login, where it keeps it."""
+    return Path(
+        downloader.appdirs.user_data_dir("cityscapesscripts", "cityscapes"), "credentials.json"
+    ).is_file()
