@@ -3,7 +3,7 @@
 import argparse
 
 from semiseg import config
-from semiseg.data import prepared, splits
+from semiseg.data import prepared, published, splits
 from semiseg.errors import UserError, one_line_errors
 
 
@@ -12,20 +12,25 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
-    params = config.load()
-    split = config.look_up(params.splits, arguments.split, "splits")
+    name, seed, params = arguments.split, arguments.seed, config.load()
+    split = config.look_up(params.splits, name, "splits")
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
     ids = dataset.ids("train")
-    count, batch = split.labelled_count(len(ids)), params.protocols[split.protocol].labelled_batch
+    with_mask = tuple(each for each in ids if dataset.mask_path(each).is_file())
+    count, batch = split.labelled_count(len(with_mask)), params.protocols[split.protocol].labelled_batch
     if count < batch:
         raise UserError(
-            f"params.yaml: splits: {arguments.split}: {count} labelled images are fewer than a batch of "
+            f"params.yaml: splits: {name}: {count} labelled images are fewer than a batch of "
             f"{batch}; raise the ratio or lower protocols: {split.protocol}: labelled_batch"
         )
-    written = splits.write(arguments.split, arguments.seed, ids, count, split.dataset)
+    if split.family == config.DRAWN:
+        without_mask = tuple(each for each in ids if each not in set(with_mask))
+        written = splits.write(name, seed, with_mask, count, split.dataset, without_mask)
+    else:
+        family, source = params.families[split.family], params.datasets[split.dataset].source
+        written = published.write(name, seed, split.family, family, source, ids, count)
     print(
-        f"{arguments.split}, seed {arguments.seed}: "
-        f"{len(written.labelled)} labelled, {len(written.unlabelled)} unlabelled images"
+        f"{name}, seed {seed}: {len(written.labelled)} labelled, {len(written.unlabelled)} unlabelled images"
     )
 
 

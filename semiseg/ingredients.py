@@ -48,6 +48,8 @@ def split(params: Params, name: str) -> dict[str, Any]:
     """Of a split's lists: all but the protocol that its runs are trained under."""
     entry = dataclasses.asdict(look_up(params.splits, name, "splits"))
     del entry["protocol"]
+    if entry["family"] in params.families:
+        entry["published"] = dataclasses.asdict(params.families[entry["family"]])
     return _of("split", entry, [])
 
 

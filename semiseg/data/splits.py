@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg import paths
+from semiseg.config import DRAWN
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
@@ -34,19 +35,32 @@ def draw(ids: Iterable[str], count: int, seed: int) -> tuple[tuple[str, ...], tu
     return tuple(ordered[:count]), tuple(ordered[count:])
 
 
-def write(name: str, seed: int, ids: Iterable[str], count: int, dataset: str) -> Split:
+def write(
+    name: str, seed: int, ids: Iterable[str], count: int, dataset: str, without_mask: Iterable[str] = ()
+) -> Split:
     """Draw a split of ``dataset``'s training ``ids`` and write labelled.txt and unlabelled.txt.
 
-    Where every image is labelled, the unlabelled list holds them all too: the papers' full setting. Raises
-    UserError where ``count`` images are not to be had.
+    Images ``without_mask`` are unlabelled in any case. Raises UserError where ``count`` images are not to be
+    had.
     """
     try:
         labelled, unlabelled = draw(ids, count, seed)
     except ValueError as error:
         raise UserError(f"params.yaml: splits: {name}: {error}") from None
+    origin = f"family: {DRAWN}; dataset: {dataset}; seed: {seed}"
+    return write_lists(name, seed, origin, labelled, (*unlabelled, *without_mask))
+
+
+def write_lists(
+    name: str, seed: int, origin: str, labelled: tuple[str, ...], unlabelled: tuple[str, ...]
+) -> Split:
+    """Write labelled.txt and unlabelled.txt, each with ``origin`` and its count in its first line.
+
+    Where every image is labelled, the unlabelled list holds them all too: the papers' full setting.
+    """
     folder = paths.split(name, seed)
     for file, listed in (("labelled", labelled), ("unlabelled", unlabelled or labelled)):
-        header = f"# family: drawn; dataset: {dataset}; seed: {seed}; {file}: {len(listed)}\n"
+        header = f"# {origin}; {file}: {len(listed)}\n"
         write_text(folder / f"{file}.txt", header + "".join(f"{each}\n" for each in listed))
     return read(name, seed)
 

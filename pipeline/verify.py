@@ -1,0 +1,27 @@
+"""Read a prepared dataset again; exits 1 where a file is bad: python pipeline/verify.py <dataset>."""
+
+import argparse
+import sys
+
+from semiseg import config
+from semiseg.data import prepared, verification
+from semiseg.errors import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    name = parser.parse_args().dataset
+    dataset = prepared.open_dataset(name, config.look_up(config.load().datasets, name, "datasets"))
+    sound = True
+    for problem in verification.problems(dataset):
+        print(f"error: {problem}", file=sys.stderr)
+        sound = False
+    if not sound:
+        sys.exit(1)
+    print(f"{dataset.folder}: every image and mask is as it was prepared")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
