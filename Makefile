@@ -12,8 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: .venv/.ready
 	snakemake demo --cores 2
 	@echo
-	@cat results/tables/demo.md
-	@echo
+	@cat logs/tables/demo.log
 	@echo "Report: $(CURDIR)/results/report.html"
 
 # $(call step,COMMAND): run it, and say which one failed.

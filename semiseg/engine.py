@@ -49,8 +49,9 @@ def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: tor
 def _steps(session: "Session", terminated: list[int]) -> None:
     protocol, state = session.config.protocol, session.state
     learner, optimiser, history = session.learner, session.optimiser, session.history
+    tick = time.perf_counter()
     for labelled, unlabelled in session.batches():
-        began, step = time.perf_counter(), state.step
+        step = state.step
         rate = set_learning_rate(optimiser, protocol.optimiser, step / protocol.steps)
         seed_everything(session.config.run.seed, step)
         with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
@@ -69,13 +70,14 @@ def _steps(session: "Session", terminated: list[int]) -> None:
         save = state.step % protocol.checkpoint_every == 0 or stop
         if validate or save or state.step % protocol.log_every == 0:
             history.flush(rate, session.images_per_step)
-        state.seconds += time.perf_counter() - began
+        state.seconds += time.perf_counter() - tick
         if validate:
             session.validate()
         if save:
             session.save()
         if stop:
             raise Interrupted(f"{session.config.run}: saved after step {state.step}; start it again to go on")
+        tick = time.perf_counter()
 
 
 class Session:
