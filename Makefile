@@ -6,7 +6,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test
+.PHONY: demo test verify
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -25,6 +25,11 @@ test: .venv/.ready
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
+
+# make verify, or make verify DATASET="voc camvid": read prepared datasets again, file by file.
+DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))
+verify: .venv/.ready
+	@bad=0; for name in $(DATASET); do python pipeline/verify.py $$name || bad=1; done; exit $$bad
 
 .venv/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -19,7 +19,7 @@ configfile: "params.yaml"
 
 
 # What `snakemake` and `dvc repro` run when no grid is named (dvc.yaml lists the same).
-DEFAULT_GRIDS = ["camvid"]
+DEFAULT_GRIDS = ["voc", "cityscapes"]
 
 if workflow.config_settings.overwrite_config:
     raise WorkflowError(

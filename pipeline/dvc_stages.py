@@ -13,14 +13,15 @@ from semiseg.files import write_text
 
 # The grids of dvc.yaml: `dvc repro <grid>` runs one of them, `dvc repro` alone all. So the demo and the
 # Snakefile's DEFAULT_GRIDS are here; every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
-TARGETS = ("demo", "camvid")
+TARGETS = ("demo", "voc", "cityscapes")
 
 TARGETS_HEAD = """\
 # Written by `python pipeline/dvc_stages.py` from params.yaml: what DVC runs, by name.
 #   dvc repro demo                               the demo
-#   dvc repro                                    all of this file: the demo, then the papers' grids
+#   dvc repro --keep-going                       all of this file: the demo, then the papers' grids
 #   dvc repro pipeline/dvc.yaml:camvid-small     a grid that is not in this file
-# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml.
+# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml. With --keep-going a
+# dataset that cannot be had stops its own runs alone.
 
 params:
   - params.yaml
