@@ -35,7 +35,15 @@ class History:
         self._pending: list[tuple[int, Logs]] = []
         self._events = SummaryWriter(folder, purge_step=first_step)
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=first_step, desc=title, unit="step", disable=not self._terminal)
+        self._bar = tqdm(
+            total=steps,
+            initial=first_step,
+            desc=title,
+            unit="step",
+            bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            dynamic_ncols=True,
+            disable=not self._terminal,
+        )
         self._title, self._first, self._steps = title, first_step, steps
         self._began = self._tick = self._spoke = time.perf_counter()
 
@@ -104,7 +112,7 @@ class History:
     def _tell(self, row: dict[str, float], names: list[str]) -> None:
         losses = {name: f"{row[name]:.3f}" for name in names}
         rate = f"{row['images_per_second']:.1f}"
-        self._bar.set_postfix({**losses, "images/s": rate}, refresh=False)
+        self._bar.set_postfix({"images/s": rate, **losses}, refresh=False)
         now, step = time.perf_counter(), int(row["step"])
         if self._terminal or (now - self._spoke < PLAIN_SECONDS and step < self._steps):
             return
