@@ -20,8 +20,8 @@ TARGETS_HEAD = """\
 #   dvc repro demo                               the demo
 #   dvc repro --keep-going                       all of this file: the demo, then the papers' grids
 #   dvc repro pipeline/dvc.yaml:camvid-small     a grid that is not in this file
-# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml. With --keep-going a
-# dataset that cannot be had stops its own runs alone.
+# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml. With --keep-going,
+# a dataset that cannot be had stops its own runs alone.
 
 params:
   - params.yaml

@@ -140,7 +140,8 @@ def unpack(
         tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
         NotImplementedError,
     ) as error:  # fmt: skip
-        raise UserError(f"{archive}: broken or cut off ({error}); remove it and fetch it again") from None
+        said = " ".join(str(error).split())
+        raise UserError(f"{archive}: broken or cut off ({said}); remove it and fetch it again") from None
     if not found:
         raise UserError(f"{archive}: holds no folder {below}; is it another archive?")
 
