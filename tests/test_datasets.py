@@ -1,0 +1,120 @@
+"""Every kind of dataset through the stages as they stand: prepared, split, trained by each method, scored."""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from semiseg import config, record
+from semiseg.data import splits
+from tests import miniature, releases
+from tests.releases import Server
+
+SEED = 1
+DCC_LIST = "voc_splits1/2_train_supervised.txt"
+LABELLED = ["2008_000002", "2007_000039"]
+
+
+def params(server: Server) -> dict[str, object]:
+    tree = deepcopy(miniature.PARAMS)
+    protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2}
+    names = config.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
+    datasets = {
+        "voc": {"source": "voc", "background": 0, "options": {"train": 6, "val": 2}},
+        "cityscapes": {"source": "cityscapes", "options": {"train": 6, "val": 2}},
+        "own": {"source": "folder", "classes": ["ground", *(f"c{n}" for n in range(1, 21))]},
+    }
+    for name in ("voc", "cityscapes"):
+        datasets[name]["classes"] = list(names[name].classes)
+    datasets["own"]["options"] = {"path": "mine"}
+    downloads = {
+        name: {**asdict(each), "addresses": list(each.addresses)}
+        for name, each in server.downloads("/gone").items()
+    }
+    return {
+        "datasets": datasets,
+        "protocols": {"mini": protocol},
+        "splits": {
+            f"{name}-1_3": {"dataset": name, "protocol": "mini", "ratio": "1/3", **family}
+            for name, family in {"voc": {"family": "dcc"}, "cityscapes": {}, "own": {"count": 2}}.items()
+        },
+        "recipes": tree["recipes"],
+        "grids": {},
+        "downloads": {name: downloads[name] for name in releases.voc_archives()},
+        "families": {
+            "dcc": {
+                "address": server.address,
+                "sha256": {DCC_LIST: sha256(server.files[DCC_LIST]).hexdigest()},
+            }
+        },
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """VOC and a published list are served, Cityscapes lies in the archives folder, mine/ is an own one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "archives").mkdir()
+    monkeypatch.setenv("SEMISEG_ARCHIVES", str(tmp_path / "archives"))
+    for name, content in releases.cityscapes_archives().items():
+        (tmp_path / "archives" / name).write_bytes(content)
+    for folder in ("images", "masks"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    for place in range(7):
+        (tmp_path / f"mine/images/{place}.jpg").write_bytes(releases.picture(str(place), "JPEG"))
+    for place in (0, 1, 2, 6):
+        (tmp_path / f"mine/masks/{place}.png").write_bytes(releases.png(releases.mask_of(str(place))))
+    (tmp_path / "mine/train.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    (tmp_path / "mine/val.txt").write_text("6\n")
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with releases.serving() as server:
+        server.files = releases.voc_archives()
+        server.files[DCC_LIST] = "".join(
+            f"/JPEGImages/{each}.jpg /x/{each}.png\n" for each in LABELLED
+        ).encode()
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(server)))
+        yield tmp_path
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
+
+
+def stage(name: str, *arguments: str) -> None:
+    """The stage as its command starts it, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(miniature.PIPELINE / f"{name}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images", "classes"), [("voc", 6, 21), ("cityscapes", 6, 19), ("own", 6, 21)]
+)
+def test_every_method_trains_on_it_from_nothing(
+    dataset: str, images: int, classes: int, project: Path
+) -> None:
+    split = f"{dataset}-1_3"
+    stage("download", dataset)
+    stage("verify", dataset)
+    stage("split", split, str(SEED))
+    lists = splits.read(split, SEED)
+    assert len(lists.labelled) == 2
+    assert len(lists.unlabelled) == images - 2
+    if dataset == "voc":
+        assert list(lists.labelled) == LABELLED
+    if dataset == "own":
+        assert set(lists.labelled) < {"0", "1", "2"}
+        assert set(lists.unlabelled) > {"3", "4", "5"}
+    for method in miniature.METHODS:
+        stage("train", method, split, str(SEED))
+        stage("evaluate", method, split, str(SEED))
+        written = record.read(Path("results/runs", method, split, str(SEED), "metrics.json"))
+        assert (written.dataset, written.labelled, written.last.step) == (dataset, 2, 2)
+        assert 0 <= written.miou <= 1
+        assert len(written.last.student.iou) == classes
+        assert written.provenance.split_sha256 == lists.sha256
