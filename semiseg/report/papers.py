@@ -148,11 +148,11 @@ def layout(paper: Paper) -> Layout:
     """The paper's rows; for each labelled share the published figure, the measured one, the difference."""
     names = ["row" if any(_variants(paper)) else "method"]
     networks = len({row.network for row in paper.rows}) > 1
-    protocols = any(row.protocol for row in paper.rows)
+    protocols = len({row.protocol for row in paper.rows if row.protocol is not None}) > 1
     names += ["network"] * networks + ["measured under"] * protocols
     head = list(names)
     for ratio in paper.ratios:
-        head += [f"{share(ratio)}: published", "measured", "difference"]
+        head += [f"{share(ratio)} published", "measured", "difference"]
     rows = []
     for row in paper.rows:
         texts = [row.name]
@@ -243,7 +243,7 @@ def notes(paper: Paper) -> list[str]:
     """How to read a cell, the protocols that measured it, and what cannot be measured."""
     said = [
         "Columns: labelled share of the training set. Published: under the paper's own settings. Measured: "
-        "mean ± standard deviation over seeds (number of seeds), under the protocol that the row names. "
+        "mean ± standard deviation over seeds (number of seeds), under the protocol named below. "
         "Difference: measured minus published. An empty published cell was not seen in print; an empty "
         "measured one was not run."
     ]
