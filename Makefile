@@ -6,7 +6,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test verify
+.PHONY: demo test plan verify
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -25,6 +25,10 @@ test: .venv/.ready
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
+
+# make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take.
+plan: .venv/.ready
+	@python pipeline/plan.py $(or $(GRID),$(error Which grid? make plan GRID=camvid))
 
 # make verify, or make verify DATASET="voc camvid": read prepared datasets again, file by file.
 DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))

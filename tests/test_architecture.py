@@ -85,7 +85,7 @@ def test_scripts_do_not_import_each_other(script: Path) -> None:
     assert not {name.partition(".")[0] for name in imported(script)} & {each.stem for each in SCRIPTS}
 
 
-@pytest.mark.parametrize("stage", ["download", "split", "tables", "report", "dvc_stages"])
+@pytest.mark.parametrize("stage", ["download", "split", "tables", "report", "plan", "dvc_stages"])
 def test_a_stage_without_a_network_does_not_wait_for_torch(stage: str) -> None:
     code = (
         "import runpy, sys; "
