@@ -16,6 +16,7 @@ from typing import Any
 
 from semiseg import paths
 from semiseg.config import Params, RunConfig, look_up
+from semiseg.report import published
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,12 +72,21 @@ def evaluate(params: Params, run: paths.Run) -> dict[str, Any]:
 
 def tables(params: Params, grid: str) -> dict[str, Any]:
     """Of a grid's table."""
-    return _of("tables", dataclasses.asdict(look_up(params.grids, grid, "grids")), [])
+    return _of("tables", _grid(params, grid), [])
 
 
 def report(params: Params, grid: str) -> dict[str, Any]:
     """Of a grid's figures."""
-    return _of("report", dataclasses.asdict(look_up(params.grids, grid, "grids")), [])
+    return _of("report", _grid(params, grid), [])
+
+
+def _grid(params: Params, name: str) -> dict[str, Any]:
+    """A grid and the published figures beside it."""
+    grid = look_up(params.grids, name, "grids")
+    recipes = [*grid.recipes, *(params.grids[grid.beside].recipes if grid.beside is not None else ())]
+    beside = published.load().beside(params, recipes, grid.splits)
+    figures = {f"{recipe}/{split}": dataclasses.asdict(each) for (recipe, split), each in beside.items()}
+    return {**dataclasses.asdict(grid), "published": figures}
 
 
 def text(ingredients: dict[str, Any]) -> str:

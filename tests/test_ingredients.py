@@ -106,3 +106,14 @@ def test_every_stage_of_every_grid_has_its_ingredients(params: config.Params) ->
                 ingredients.train(params, run)
             )
             assert Path("evaluate", run.recipe, f"{run.split}.json") in files
+
+
+def test_a_table_depends_on_the_published_figures_beside_it(
+    params: config.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    beside = ingredients.tables(params, "voc")["numbers"]["published"]
+    assert beside["cmb/voc-1_50"]["source"] == "Alonso 2021 Table 3"
+    assert beside["dcc/voc-1_16"]["miou"] == pytest.approx(0.701)
+    assert "cmb/voc-1_16" not in beside  # not in print
+    assert ingredients.report(params, "camvid")["numbers"]["published"] == {}

@@ -89,15 +89,29 @@ class Results:
 
     def gain(self, recipe: str, split: str, pick: Pick) -> Summary | None:
         """mIoU minus the baseline's on the same split and seed, over the seeds that both have."""
-        if recipe == BASELINE:
-            return None
-        differences = []
-        for each in self.runs(recipe, split):
-            baseline = self.records.get(Run(BASELINE, split, each.seed))
-            if baseline is not None:
-                differences.append(each.score(pick(each)).miou - baseline.score(pick(baseline)).miou)
+        differences = [
+            each.score(pick(each)).miou - baseline.score(pick(baseline)).miou
+            for each, baseline in self._pairs(recipe, split)
+        ]
         summary = summarise(differences)
         return None if summary is None else replace(summary, interval=interval(differences))
+
+    def class_gain(self, recipe: str, split: str, label: str) -> Summary | None:
+        """A class's IoU at the last step minus the baseline's, over the paired seeds where both have one."""
+        pairs = [
+            (each.score(each.last).iou.get(label), baseline.score(baseline.last).iou.get(label))
+            for each, baseline in self._pairs(recipe, split)
+        ]
+        return summarise([own - other for own, other in pairs if own is not None and other is not None])
+
+    def _pairs(self, recipe: str, split: str) -> list[tuple[Record, Record]]:
+        """A cell's finished runs, each with the baseline's on the same seed; none for the baseline itself."""
+        pairs = []
+        for each in self.runs(recipe, split) if recipe != BASELINE else []:
+            baseline = self.records.get(Run(BASELINE, split, each.seed))
+            if baseline is not None:
+                pairs.append((each, baseline))
+        return pairs
 
     def missing(self) -> dict[str, list[Run]]:
         """The runs of the table that are not there, by the grid whose target runs them."""

@@ -1,10 +1,12 @@
 """Figures of a grid: mIoU over the labelled share, IoU of each class, training curves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -17,6 +19,7 @@ from semiseg.report import panel
 from semiseg.report.collect import BASELINE, Results, last, share, summarise
 from semiseg.report.style import STYLE, WIDTH, look, save
 
+HOLLOW: Any = {"linestyle": "", "markerfacecolor": "white"}  # what was published
 NARROWEST = 6.0  # points of mIoU that a row figure spans, so that it does not magnify noise
 
 
@@ -35,6 +38,8 @@ def write(results: Results) -> list[Path]:
     place = folder(results.name)
     with rc_context(STYLE):
         written = save(miou(results), place / "miou") + save(classes(results), place / "classes")
+        if _gained(results):
+            written += save(gains(results), place / "gains")
         here = [run for run in results.records if (run.artefacts / "history.csv").exists()]
         if here and (len(here) == len(results.records) or not (place / "curves.png").exists()):
             written += save(curves(results), place / "curves")
@@ -64,7 +69,12 @@ def miou(results: Results) -> Figure:
             _rows(axes, results, splits[0])
             axes.set_title(_title(results, splits[0]))
     if curve:
-        _legend(figure, results, lines=True)
+        _legend(
+            figure,
+            results,
+            lines=True,
+            published=any(split in _splits(results) for _, split in results.published),
+        )
     return figure
 
 
@@ -84,6 +94,13 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             [100 * (summary.std or 0) for _, summary in points],
             **look(results.params, recipe),
         )
+        printed = [
+            (float(results.params.splits[split].ratio) * dodge, 100 * results.published[recipe, split].miou)
+            for split in splits
+            if (recipe, split) in results.published
+        ]
+        if printed:
+            axes.plot(*np.transpose(printed), **HOLLOW, **look(results.params, recipe))
     axes.set_xscale("log", base=2)
     axes.set_xticks(
         [float(results.params.splits[split].ratio) for split in splits],
@@ -135,32 +152,69 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
 
 def classes(results: Results) -> Figure:
     """IoU of each class, mean over seeds, one plot for each split."""
-    splits = _splits(results)
+    figure = _by_class(results, _splits(results), partial(_class_iou, results), "IoU (%)")
+    for axes in figure.axes:
+        axes.set_xlim(0, 100)
+    return figure
+
+
+def gains(results: Results) -> Figure:
+    """IoU of each class minus the baseline's on the same seeds, one plot for each split that has both."""
+    figure = _by_class(
+        results, _gained(results), partial(_class_gain, results), f"IoU minus {BASELINE}'s (points)"
+    )
+    for axes in figure.axes:
+        axes.axvline(0, color="#777777", linewidth=1, zorder=1)
+    return figure
+
+
+def _gained(results: Results) -> list[str]:
+    """The splits on which a recipe stands beside the baseline."""
+    return [
+        split
+        for split in _splits(results)
+        if any(results.gain(recipe, split, last) for recipe in results.recipes)
+    ]
+
+
+def _by_class(
+    results: Results, splits: Sequence[str], value: Callable[[str, str, str], float | None], label: str
+) -> Figure:
+    """A row a class, a point a recipe: ``value`` of recipe, split and class."""
     columns = min(2, len(splits))
     rows = math.ceil(len(splits) / columns)
     names = [results.dataset(split).classes for split in splits]
     figure = _figure(rows * (0.7 + 0.235 * max(map(len, names))) + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes in grid.flat[len(splits) :]:
-        axes.set_visible(False)
+        figure.delaxes(axes)
     for axes, split, labels in zip(grid.flat, splits, names, strict=False):
-        _class_rows(axes, results, split, labels)
+        _class_rows(axes, results, split, labels, value)
         axes.set_title(_title(results, split))
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in grid[-1]:
-        axes.set_xlabel("IoU (%)")
+        axes.set_xlabel(label)
     _legend(figure, results, lines=False)
     return figure
 
 
-def _class_rows(axes: Axes, results: Results, split: str, labels: Sequence[str]) -> None:
-    recipes = [recipe for recipe in results.recipes if results.runs(recipe, split)]
-    for place, recipe in enumerate(recipes):
-        ious = [_class_iou(results, recipe, split, label) for label in labels]
-        known = [(row, iou) for row, iou in enumerate(ious) if iou is not None]
-        dodge = 0.5 * (place / (len(recipes) - 1) - 0.5) if len(recipes) > 1 else 0  # none hides another
+def _class_rows(
+    axes: Axes,
+    results: Results,
+    split: str,
+    labels: Sequence[str],
+    value: Callable[[str, str, str], float | None],
+) -> None:
+    of_recipes = {recipe: [value(recipe, split, label) for label in labels] for recipe in results.recipes}
+    drawn = {
+        recipe: [(row, each) for row, each in enumerate(values) if each is not None]
+        for recipe, values in of_recipes.items()
+        if any(each is not None for each in values)
+    }
+    for place, (recipe, known) in enumerate(drawn.items()):
+        dodge = 0.5 * (place / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0  # none hides another
         axes.plot(
-            [iou for _, iou in known],
+            [each for _, each in known],
             [row + dodge for row, _ in known],
             linestyle="",
             markersize=4.5,
@@ -172,7 +226,6 @@ def _class_rows(axes: Axes, results: Results, split: str, labels: Sequence[str])
     axes.grid(visible=False, axis="y", which="major")
     axes.grid(visible=True, axis="y", which="minor")
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
 
 
 def _class_iou(results: Results, recipe: str, split: str, label: str) -> float | None:
@@ -180,6 +233,12 @@ def _class_iou(results: Results, recipe: str, split: str, label: str) -> float |
     ious = [record.score(record.last).iou.get(label) for record in results.runs(recipe, split)]
     summary = summarise([iou for iou in ious if iou is not None])
     return None if summary is None else 100 * summary.mean
+
+
+def _class_gain(results: Results, recipe: str, split: str, label: str) -> float | None:
+    """In points; None where no pair of seeds has the class."""
+    gain = results.class_gain(recipe, split, label)
+    return None if gain is None else 100 * gain.mean
 
 
 def curves(results: Results) -> Figure:
@@ -246,9 +305,11 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _legend(figure: Figure, results: Results, lines: bool) -> None:
+def _legend(figure: Figure, results: Results, lines: bool, published: bool = False) -> None:
     handles = [
         Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(results.params, recipe))
         for recipe in _recipes(results)
     ]
+    if published:
+        handles.append(Line2D([], [], label="published", color="#777777", marker="o", **HOLLOW))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))

@@ -58,6 +58,7 @@ COLUMNS = (
 CAPTIONS = {
     "miou": "mIoU at the last step: mean and standard deviation over seeds.",
     "classes": "IoU of each class at the last step: mean over seeds.",
+    "gains": "IoU of each class at the last step minus supervised's on the same seeds: mean over seeds.",
     "curves": "Training: a line for each seed; the loss is a running mean.",
     "panel": "Evaluation images, their truth and what each recipe predicts at the last step.",
 }
@@ -153,7 +154,7 @@ def _figure(path: Path, results: Results) -> Mapping[str, Any]:
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": width,
         "height": height,
-        "shape": {"classes": "tall", "panel": "wide"}.get(path.stem, "plain"),
+        "shape": {"classes": "tall", "gains": "tall", "panel": "wide"}.get(path.stem, "plain"),
     }
 
 

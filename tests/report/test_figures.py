@@ -49,7 +49,7 @@ def test_each_figure_is_a_picture_and_a_page_for_print(two_splits: Params) -> No
         keep_history(run.recipe, run.split, run.seed, column)
     written = figures.write(collect(two_splits, "main"))
     folder = Path("results/figures/main")
-    names = ("miou", "classes", "curves")
+    names = ("miou", "classes", "gains", "curves")
     assert written == [folder / f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
     for path in written:
         if path.suffix == ".png":
@@ -128,3 +128,40 @@ def test_nothing_run_draws_nothing(params: Params) -> None:
 def test_a_recipe_looks_the_same_in_every_grid_and_like_no_other(params: Params) -> None:
     looks = [tuple(look(params, recipe).values()) for recipe in params.recipes]
     assert len(set(looks)) == len(looks)
+
+
+def test_published_points_stand_hollow_beside_the_curve(
+    params: Params, finish: Finish, printed: Path
+) -> None:
+    for split in ("shapes-1_8", "shapes-full"):
+        finish("supervised", split, 0, 0.60)
+        finish("cmb", split, 0, 0.70)
+    figure = figures.miou(collect(params, "main"))
+    (axes,) = figure.axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    (point,) = hollow  # supervised on 1/8; dcc has a figure there too, but no run
+    assert point.get_ydata() == pytest.approx([61.5])
+    assert point.get_color() == look(params, "supervised")["color"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["supervised", "cmb", "published"]
+
+
+def test_gain_of_a_class_is_paired_by_seed(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.40)
+    finish("supervised", "shapes-1_8", 2, 0.90)  # a seed that cmb does not have
+    for seed, miou in enumerate((0.44, 0.70)):
+        made = finish("cmb", "shapes-1_8", seed, miou)
+        if seed == 0:
+            iou = {**made.last.student.iou, "disc": 0.49, "square": None}
+            last = dataclasses.replace(made.last, student=dataclasses.replace(made.last.student, iou=iou))
+            record.write(dataclasses.replace(made, last=last), Run("cmb", "shapes-1_8", 0).metrics)
+    (axes,) = figures.gains(collect(params, "main")).axes
+    (line,) = [line for line in axes.lines if line.get_marker() not in ("", "None")]
+    assert line.get_xdata() == pytest.approx([4, 9])  # background 34 - 30, disc 49 - 40; square has none
+    assert line.get_ydata() == pytest.approx([0, 1])
+
+
+def test_without_a_pair_there_are_no_gains_to_draw(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.40)
+    finish("cmb", "shapes-1_8", 1, 0.44)
+    assert not any(path.stem == "gains" for path in figures.write(collect(params, "main")))

@@ -88,7 +88,7 @@ def test_page_names_the_origin_of_every_run(written: str) -> None:
 
 def test_figures_are_embedded_with_a_text_of_their_own(written: str) -> None:
     images = Reader(written).images
-    assert len(images) == 2  # no history and no predictions are here
+    assert len(images) == 3  # no history and no predictions are here
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,")
         assert "supervised, cmb" in (image["alt"] or "")
