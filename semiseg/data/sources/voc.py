@@ -110,8 +110,7 @@ def read_sbd(path: Path) -> NDArray[np.uint8]:
     Raises FileNotFoundError, or UserError for a file that holds none.
     """
     try:
-        with path.open("rb") as file:
-            values = loadmat(file)["GTcls"]["Segmentation"][0, 0]
+        values = loadmat(str(path), appendmat=False)["GTcls"]["Segmentation"][0, 0]
         if values.ndim != 2 or values.dtype.kind not in "iu" or values.max() > 255 or values.min() < 0:
             raise ValueError(f"GTcls.Segmentation is {values.dtype} {values.shape}")
         return np.ascontiguousarray(values, dtype=np.uint8)
