@@ -14,7 +14,7 @@ import yaml
 
 from semiseg import config, record
 from semiseg.data import splits
-from tests import miniature, releases
+from tests import miniature, project, releases
 from tests.releases import Server
 
 SEED = 1
@@ -58,7 +58,7 @@ def params(server: Server) -> dict[str, object]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """VOC and a published list are served, Cityscapes lies in the archives folder, mine/ is an own one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "archives").mkdir()
@@ -96,7 +96,7 @@ def stage(name: str, *arguments: str) -> None:
     ("dataset", "images", "classes"), [("voc", 6, 21), ("cityscapes", 6, 19), ("own", 6, 21)]
 )
 def test_every_method_trains_on_it_from_nothing(
-    dataset: str, images: int, classes: int, project: Path
+    dataset: str, images: int, classes: int, served: Path
 ) -> None:
     split = f"{dataset}-1_3"
     stage("download", dataset)
@@ -118,3 +118,26 @@ def test_every_method_trains_on_it_from_nothing(
         assert 0 <= written.miou <= 1
         assert len(written.last.student.iou) == classes
         assert written.provenance.split_sha256 == lists.sha256
+
+
+def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEMISEG_ARCHIVES", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    for engine in (["snakemake", "--cores", "2"], ["dvc", "repro", "--keep-going"]):
+        place = project.copy(tmp_path / engine[0], stubs=True)
+        real = (project.ROOT / "pipeline/download.py").read_text()
+        (place / "pipeline/download.py").write_text(  # VOC's archives are not to be had here
+            f"import sys\nif sys.argv[1] == 'cityscapes':\n    exec({real!r})\n    sys.exit()\n{project.STUB}"
+        )
+        tree = yaml.safe_load((place / "params.yaml").read_text())
+        for grid, split in (("voc", "voc-1_8"), ("cityscapes", "cityscapes-1_8"), ("demo", "shapes-1_20")):
+            tree["grids"][grid] |= {"recipes": ["supervised"], "splits": [split], "seeds": [0]}
+        (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        project.succeed(place, "pipeline.dvc_stages")
+        done = project.run(place, *engine)
+        assert done.returncode != 0
+        assert done.stdout.count("error: Cityscapes is given to those who have an account") == 1
+        assert (place / "results/tables/voc.csv").exists()
+        assert (place / "results/figures/voc/miou.png").exists()
+        assert not (place / "data/cityscapes").exists()
+        assert not (place / "runs/supervised/cityscapes-1_8").exists()
