@@ -232,7 +232,7 @@ def _transfer(address: str, partial: Path, start: int, download: Download) -> No
             return  # there is nothing behind the beginning: the check says whether it is all
         raise UserError(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
-        raise _unwrapped(error) from None
+        raise UserError(str(error.reason)) from None
 
 
 def _copy(
@@ -286,10 +286,3 @@ def _size(partial: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return partial.stat().st_size
     return 0
-
-
-def _unwrapped(error: urllib.error.URLError) -> UserError | OSError:
-    """Why there is no answer; the machine's own troubles as they are."""
-    if isinstance(error.reason, OSError) and error.reason.errno in MACHINE:
-        return error.reason
-    return UserError(str(error.reason))

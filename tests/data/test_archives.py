@@ -16,7 +16,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/whole; /short, which says more than it sends; /chunk, which breaks off between chunks; else 404."""
+    """/whole; /short and /huge, which promise more than they send; /chunk, which breaks off; else 404."""
 
     def do_GET(self) -> None:
         if self.path == "/whole":
@@ -29,6 +29,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(BODY)))
             self.end_headers()
             self.wfile.write(BODY[:70_000])
+        elif self.path == "/huge":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 60))
+            self.end_headers()
         elif self.path == "/chunk":
             self.protocol_version = "HTTP/1.1"
             self.send_response(200)
@@ -120,6 +124,12 @@ def test_a_full_disk_is_not_taken_for_a_bad_address(server: str) -> None:
     Path("data/archives/.a.tar.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: 'data/archives/a\.tar'"):
         archives.fetch("a.tar", [f"{server}/whole"], SHA256)
+    assert files() == []
+
+
+def test_what_the_disk_cannot_hold_is_not_begun(server: str) -> None:
+    with pytest.raises(OSError, match=rf"No space left on device \({1 << 60} bytes are needed\)"):
+        archives.fetch("a.tar", [f"{server}/huge"], SHA256)
     assert files() == []
 
 
