@@ -1,7 +1,7 @@
 """Figures of a grid: mIoU over the labelled share, IoU of each class, training curves."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from semiseg.config import Params
 from semiseg.paths import RESULTS
 from semiseg.report import panel
 from semiseg.report.collect import BASELINE, Results, last, share, summarise
@@ -69,12 +70,9 @@ def miou(results: Results) -> Figure:
             _rows(axes, results, splits[0])
             axes.set_title(_title(results, splits[0]))
     if curve:
-        _legend(
-            figure,
-            results,
-            lines=True,
-            published=any(split in _splits(results) for _, split in results.published),
-        )
+        recipes, splits = _recipes(results), _splits(results)
+        printed = any(recipe in recipes and split in splits for recipe, split in results.published)
+        _legend(figure, results.params, recipes, lines=True, published=printed)
     return figure
 
 
@@ -152,7 +150,7 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
 
 def classes(results: Results) -> Figure:
     """IoU of each class, mean over seeds, one plot for each split."""
-    figure = _by_class(results, _splits(results), partial(_class_iou, results), "IoU (%)")
+    figure = _by_class(results, _splits(results), _recipes(results), partial(_class_iou, results), "IoU (%)")
     for axes in figure.axes:
         axes.set_xlim(0, 100)
     return figure
@@ -160,9 +158,9 @@ def classes(results: Results) -> Figure:
 
 def gains(results: Results) -> Figure:
     """IoU of each class minus the baseline's on the same seeds, one plot for each split that has both."""
-    figure = _by_class(
-        results, _gained(results), partial(_class_gain, results), f"IoU minus {BASELINE}'s (points)"
-    )
+    recipes = [recipe for recipe in _recipes(results) if recipe != BASELINE]
+    label = f"IoU minus {BASELINE}'s (points)"
+    figure = _by_class(results, _gained(results), recipes, partial(_class_gain, results), label)
     for axes in figure.axes:
         axes.axvline(0, color="#777777", linewidth=1, zorder=1)
     return figure
@@ -178,7 +176,11 @@ def _gained(results: Results) -> list[str]:
 
 
 def _by_class(
-    results: Results, splits: Sequence[str], value: Callable[[str, str, str], float | None], label: str
+    results: Results,
+    splits: Sequence[str],
+    recipes: Sequence[str],
+    value: Callable[[str, str, str], float | None],
+    label: str,
 ) -> Figure:
     """A row a class, a point a recipe: ``value`` of recipe, split and class."""
     columns = min(2, len(splits))
@@ -189,27 +191,24 @@ def _by_class(
     for axes in grid.flat[len(splits) :]:
         figure.delaxes(axes)
     for axes, split, labels in zip(grid.flat, splits, names, strict=False):
-        _class_rows(axes, results, split, labels, value)
+        values = {recipe: [value(recipe, split, name) for name in labels] for recipe in recipes}
+        _class_rows(axes, results.params, labels, values)
         axes.set_title(_title(results, split))
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in grid[-1]:
         axes.set_xlabel(label)
-    _legend(figure, results, lines=False)
+    _legend(figure, results.params, recipes, lines=False)
     return figure
 
 
 def _class_rows(
-    axes: Axes,
-    results: Results,
-    split: str,
-    labels: Sequence[str],
-    value: Callable[[str, str, str], float | None],
+    axes: Axes, params: Params, labels: Sequence[str], values: Mapping[str, Sequence[float | None]]
 ) -> None:
-    of_recipes = {recipe: [value(recipe, split, label) for label in labels] for recipe in results.recipes}
+    """``values``: of each class, by recipe."""
     drawn = {
-        recipe: [(row, each) for row, each in enumerate(values) if each is not None]
-        for recipe, values in of_recipes.items()
-        if any(each is not None for each in values)
+        recipe: [(row, each) for row, each in enumerate(of_classes) if each is not None]
+        for recipe, of_classes in values.items()
+        if any(each is not None for each in of_classes)
     }
     for place, (recipe, known) in enumerate(drawn.items()):
         dodge = 0.5 * (place / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0  # none hides another
@@ -218,7 +217,7 @@ def _class_rows(
             [row + dodge for row, _ in known],
             linestyle="",
             markersize=4.5,
-            **look(results.params, recipe),
+            **look(params, recipe),
         )
     axes.set_yticks(range(len(labels)), labels)
     axes.set_yticks([row + 0.5 for row in range(len(labels) - 1)], minor=True)
@@ -259,7 +258,7 @@ def curves(results: Results) -> Figure:
         right.set_ylim(bottom=0)
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    _legend(figure, results, lines=True)
+    _legend(figure, results.params, _recipes(results), lines=True)
     return figure
 
 
@@ -305,10 +304,12 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _legend(figure: Figure, results: Results, lines: bool, published: bool = False) -> None:
+def _legend(
+    figure: Figure, params: Params, recipes: Sequence[str], lines: bool, published: bool = False
+) -> None:
     handles = [
-        Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(results.params, recipe))
-        for recipe in _recipes(results)
+        Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(params, recipe))
+        for recipe in recipes
     ]
     if published:
         handles.append(Line2D([], [], label="published", color="#777777", marker="o", **HOLLOW))

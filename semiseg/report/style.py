@@ -51,8 +51,11 @@ METADATA: dict[str, dict[str, str | None]] = {  # no date: the same figure is th
 
 
 def look(params: Params, recipe: str) -> dict[str, Any]:
-    """The recipe's colour and marker, the same in every figure of every grid."""
-    place = list(params.recipes).index(recipe)
+    """The recipe's colour and marker, the same in every figure of every grid.
+
+    Those that bear their method's name come first, so that the main grids' never share a colour.
+    """
+    place = sorted(params.recipes, key=lambda name: name != params.recipes[name].method).index(recipe)
     return {
         "color": COLOURS[place % len(COLOURS)],
         "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],

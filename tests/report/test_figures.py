@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import record
+from semiseg import config, record
 from semiseg.config import Params
 from semiseg.paths import Run
 from semiseg.record import Record
@@ -159,6 +159,13 @@ def test_gain_of_a_class_is_paired_by_seed(params: Params, finish: Finish) -> No
     (line,) = [line for line in axes.lines if line.get_marker() not in ("", "None")]
     assert line.get_xdata() == pytest.approx([4, 9])  # background 34 - 30, disc 49 - 40; square has none
     assert line.get_ydata() == pytest.approx([0, 1])
+
+
+def test_methods_of_a_main_grid_never_share_a_colour() -> None:
+    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    assert len({look(params, recipe)["color"] for recipe in ("supervised", "cmb", "dcc")}) == 3
+    looks = {(look(params, recipe)["color"], look(params, recipe)["marker"]) for recipe in params.recipes}
+    assert len(looks) == len(params.recipes)
 
 
 def test_without_a_pair_there_are_no_gains_to_draw(params: Params, finish: Finish) -> None:
