@@ -5,6 +5,7 @@ dataclass that holds the defaults), ``views`` and ``Method`` (a subclass of the 
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -46,7 +47,7 @@ class Task:
     unlabelled_images: int = 0  # in the split
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A student and everything that trains with it.
 
     Extra heads, a teacher and memories are submodules and buffers, so that the optimiser finds the parameters
@@ -62,11 +63,11 @@ class Method(nn.Module):
         self.student = student
         self.teacher = None  # not a class attribute: that would hide the submodule
 
+    @abstractmethod
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
         """The loss of step ``step`` (from 0) and what to log of it. No host synchronisation."""
-        raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: the teacher's moving average."""
