@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.config import Geometry
+from semiseg.data.decoding import IGNORE as IGNORE
 from semiseg.models.network import SegmentationNetwork
-
-IGNORE = 255  # the mask value that no loss and no metric counts
 
 View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 """The transform of one unlabelled image (3, H, W) uint8 into named tensors of fixed shapes, in a worker."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
-IGNORE = 255  # the label of pixels that are padding or unknown
+from semiseg.data.decoding import IGNORE
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from semiseg.errors import UserError
 
-IGNORE = 255
+IGNORE = 255  # the mask value that no loss and no metric counts: unknown, void, padding
 # What Pillow raises for a file that it cannot decode.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from semiseg import paths
 from semiseg.data import prepared
+from semiseg.data.decoding import IGNORE
 from semiseg.report.collect import Results, share
 from semiseg.report.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
-IGNORE = 255
 PIXELS = 480  # the widest that an image is drawn
 
 
