@@ -26,11 +26,11 @@ if workflow.config_settings.overwrite_config:
         "--config and --configfile do not reach the stages, which read params.yaml themselves: "
         "change params.yaml instead"
     )
-validate(config, "pipeline/params.schema.yaml", set_default=False)
 try:
     PARAMS = benchmark.load(Path("params.yaml"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
+validate(config, "pipeline/params.schema.yaml", set_default=False)
 
 if not workflow.deployment_settings.deployment_method:
     # The stages run under the Python that runs Snakemake, activated or not; a failed one is not hidden by tee.

@@ -105,6 +105,8 @@ class Network:
             raise ValueError(f"backbone: there is no '{self.backbone}'; there are {', '.join(BACKBONES)}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"output_stride: {self.output_stride} is neither 8 nor 16")
+        if self.decoder_channels < 1:
+            raise ValueError(f"decoder_channels: {self.decoder_channels} is not positive")
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,13 @@ class Optimiser:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate: {self.learning_rate} is not positive")
+        for name in ("learning_rate", "backbone_factor", "power", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value} is not a positive number")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ class Protocol:
         for name in ("validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers} is negative")
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,14 @@ class Grid:
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
     beside: str | None = None  # a grid whose runs on the same splits stand in the table too
+
+    def __post_init__(self) -> None:
+        for name in ("recipes", "splits", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: {list(values)} must name something, and nothing twice")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds: {min(self.seeds)} is negative")
 
     def runs(self) -> list[paths.Run]:
         return [
@@ -228,6 +245,8 @@ class Params:
         """The configuration of one run. Raises UserError for a recipe or a split that params.yaml lacks."""
         recipe = look_up(self.recipes, run.recipe, "recipes")
         split = look_up(self.splits, run.split, "splits")
+        if run.seed < 0:
+            raise UserError(f"{run}: a seed is not negative")
         protocol = self.protocols[split.protocol]
         return RunConfig(
             run=run,
@@ -242,7 +261,7 @@ class Params:
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; start from the project's folder") from None
     except yaml.YAMLError as error:
@@ -250,6 +269,17 @@ def load(path: Path = paths.PARAMS) -> Params:
     params: Params = from_tree(Params, tree, str(path))
     _check_references(params)
     return params
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML lets a key stand twice, and the last one wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def canonical(config: object) -> str:
@@ -379,13 +409,28 @@ def _check_file(folder: Path, name: str, key: str) -> None:
 
 
 def check_options(params: Params) -> None:
-    """Build every recipe's Config once, so that a wrong option is refused before any run starts.
+    """Build every recipe's Config and the views of every run of a grid, so that what cannot work is refused
+    before any run starts.
 
     Imports the methods, and with them torch.
     """
     for name, recipe in params.recipes.items():
+        module = importlib.import_module(f"semiseg.methods.{recipe.method}")
         for protocol_name, protocol in params.protocols.items():
             options = {**protocol.methods.get(recipe.method, {}), **recipe.options}
             key = f"params.yaml: recipes: {name}: options (with protocols: {protocol_name}: methods)"
-            module = importlib.import_module(f"semiseg.methods.{recipe.method}")
-            from_tree(module.Config, options, key)
+            config = from_tree(module.Config, options, key)
+            if any(
+                params.splits[split].protocol == protocol_name
+                for grid in params.grids.values()
+                for split in grid.splits
+                if name in grid.recipes
+            ):
+                module.views(config, protocol.geometry)
+    for name, protocol in params.protocols.items():
+        weights = protocol.network.weights
+        if weights not in ("imagenet", "none") and not Path(weights).is_file():
+            raise UserError(
+                f"params.yaml: protocols: {name}: network: weights: {weights}: no such file; "
+                "give imagenet, none or a file's path"
+            )

@@ -73,6 +73,14 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
         ("protocols.short.geometry.scale", [1, 2, 3], "geometry: scale: expected 2 values, found 3"),
         ("protocols.short.network.head", "unet", "network: head: there is no 'unet'; there are deeplab"),
         ("protocols.short.precision", "fp16", "precision: 'fp16' is neither fp32 nor bf16"),
+        ("protocols.short.workers", -1, "protocols: short: workers: -1 is negative"),
+        ("protocols.short.optimiser.clip_norm", -5.0, "clip_norm: -5.0 is not a positive number"),
+        ("protocols.short.optimiser.learning_rate", float("nan"), "learning_rate: nan is not a positive number"),
+        ("protocols.short.optimiser.momentum", 1.0, "momentum: 1.0 is outside [0, 1)"),
+        ("protocols.short.network.decoder_channels", 0, "decoder_channels: 0 is not positive"),
+        ("grids.demo.seeds", [], "grids: demo: seeds: [] must name something"),
+        ("grids.demo.seeds", [-1], "grids: demo: seeds: -1 is negative"),
+        ("grids.demo.recipes", ["supervised", "supervised"], "must name something, and nothing twice"),
         ("splits.shapes-1_8.ratio", "9/8", "splits: shapes-1_8: ratio: 9/8 is outside (0, 1]"),
         ("splits.shapes-1_8.ratio", "0", "ratio: 0 is outside (0, 1]"),
         ("splits.shapes-1_8.ratio", "eighth", "ratio: expected a share such as 1/8, found 'eighth'"),
@@ -90,6 +98,25 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, keys: str, value: o
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert "params.yaml" in str(refusal.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(TREE).replace("    steps: 10\n", "    steps: 10\n    steps: 20\n"))
+    with pytest.raises(UserError, match=r"params\.yaml: not YAML: 'steps' stands twice"):
+        config.load(path)
+
+
+def test_what_a_run_cannot_work_with_is_refused_before_it_starts(tmp_path: Path) -> None:
+    tree = with_value("protocols.short.network.weights", "absent.pth")
+    with pytest.raises(UserError, match=r"protocols: short: network: weights: absent\.pth: no such file"):
+        config.check_options(read(tmp_path, tree))
+    tree = with_value("protocols.short.geometry.crop", 47)
+    tree["recipes"]["dcc"] = {"method": "dcc"}
+    config.check_options(read(tmp_path, tree))  # no grid runs it
+    tree["grids"]["demo"]["recipes"].append("dcc")
+    with pytest.raises(UserError, match="crop 47 is not a multiple of DCC's stride 8"):
+        config.check_options(read(tmp_path, tree))
 
 
 def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
