@@ -13,6 +13,8 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     name, seed, params = arguments.split, arguments.seed, config.load()
+    if seed < 0:
+        raise UserError(f"{name}: seed {seed}: a seed is not negative")
     split = config.look_up(params.splits, name, "splits")
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
     ids = dataset.ids("train")

@@ -75,7 +75,11 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
         ("protocols.short.precision", "fp16", "precision: 'fp16' is neither fp32 nor bf16"),
         ("protocols.short.workers", -1, "protocols: short: workers: -1 is negative"),
         ("protocols.short.optimiser.clip_norm", -5.0, "clip_norm: -5.0 is not a positive number"),
-        ("protocols.short.optimiser.learning_rate", float("nan"), "learning_rate: nan is not a positive number"),
+        (
+            "protocols.short.optimiser.learning_rate",
+            float("nan"),
+            "learning_rate: nan is not a positive number",
+        ),
         ("protocols.short.optimiser.momentum", 1.0, "momentum: 1.0 is outside [0, 1)"),
         ("protocols.short.network.decoder_channels", 0, "decoder_channels: 0 is not positive"),
         ("grids.demo.seeds", [], "grids: demo: seeds: [] must name something"),
