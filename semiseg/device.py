@@ -1,7 +1,10 @@
 """One device for one run.
 
 Engines only count GPUs, they hand none out: a run claims its own with a file lock, before CUDA starts. The
-lock goes with the process, however that ends.
+lock goes with the process, however that ends. SLURM does hand GPUs out: a job's only one is used as it is,
+and several are shared among the job's own runs.
+
+With ``SEMISEG_DEVICE=cpu`` a run holds its GPU and computes on the CPU, to try a scheduler without CUDA.
 """
 
 import os
@@ -16,29 +19,63 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from semiseg.errors import UserError
+
 POLL_SECONDS = 1.0
+COMPUTE_ON = "SEMISEG_DEVICE"
 
 
 @contextmanager
 def claimed(threads: int) -> Iterator[torch.device]:
     """Yield a GPU that no other run of this machine holds, waiting for one; the CPU where there is none.
 
-    ``threads`` is the number of CPU threads that torch may use.
+    ``threads`` is the number of CPU threads that torch may use. Raises UserError where a GPU is visible and
+    torch finds no CUDA.
     """
     torch.set_num_threads(threads)
     ids = visible_gpus()
     if not ids:
         print("no GPU on this machine: running on the CPU", file=sys.stderr)
-        torch.use_deterministic_algorithms(True)
-        yield torch.device("cpu")
+        yield _cpu()
         return
-    lock, gpu = _claim(ids, _lock_folder())
+    job = _granting_job()
+    if job is not None and len(ids) == 1:
+        yield _device(ids[0])
+        return
+    lock, gpu = _claim(ids, _lock_folder(), prefix=f"slurm-{job}-" if job is not None else "")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
-        torch.backends.cudnn.benchmark = True
-        yield torch.device("cuda", 0)
+        yield _device(gpu)
     finally:
         lock.release()
+
+
+def _cpu() -> torch.device:
+    torch.use_deterministic_algorithms(True)
+    return torch.device("cpu")
+
+
+def _device(gpu: str) -> torch.device:
+    """What a run computes on that holds ``gpu``, the only one that CUDA may see."""
+    if os.environ.get(COMPUTE_ON) == "cpu":
+        print(f"{COMPUTE_ON}=cpu: holding GPU {gpu} and running on the CPU", file=sys.stderr)
+        return _cpu()
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"GPU {gpu} is named by CUDA_VISIBLE_DEVICES or nvidia-smi, but torch {torch.__version__} finds "
+            "no CUDA there: install a torch for this driver, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", 0)
+
+
+def _granting_job() -> str | None:
+    """The SLURM job that has granted the visible GPUs, if one has.
+
+    Where SLURM confines a job to its devices, every job's first GPU has the id 0: a lock on the bare id would
+    make jobs wait for each other.
+    """
+    return os.environ.get("SLURM_JOB_ID") if "CUDA_VISIBLE_DEVICES" in os.environ else None
 
 
 def visible_gpus() -> list[str]:
@@ -68,11 +105,11 @@ def _lock_folder() -> Path:
     return folder
 
 
-def _claim(ids: list[str], folder: Path) -> tuple[FileLock, str]:
+def _claim(ids: list[str], folder: Path, prefix: str) -> tuple[FileLock, str]:
     waiting = False
     while True:
         for gpu in ids:
-            lock = FileLock(folder / f"{gpu}.lock", mode=0o666)
+            lock = FileLock(folder / f"{prefix}{gpu}.lock", mode=0o666)
             try:
                 lock.acquire(timeout=0)
             except Timeout:

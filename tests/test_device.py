@@ -1,11 +1,17 @@
 """A pool of fake device ids, shared by real processes."""
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -13,56 +19,143 @@ import torch
 
 from semiseg import device
 
-HOLD = """
-import os, sys, time
-from semiseg import device
-with device.claimed(1):
-    gpu = os.environ["CUDA_VISIBLE_DEVICES"]
-    print(gpu, time.monotonic(), flush=True)
-    time.sleep(float(sys.argv[1]))
-    print(gpu, time.monotonic(), flush=True)
-"""
+FORK = multiprocessing.get_context("fork")  # a process each, without importing torch each time
+
+torch.use_deterministic_algorithms(False)  # the first call imports much: now, not in every process
 
 
-def start(pool: Path, ids: str, seconds: float) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ids, "TMPDIR": str(pool)}
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(seconds)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def hold(ids: str, pool: Path, seconds: float, more: dict[str, str], worker: bool, pipe: Connection) -> None:
+    """What a run does: claim a device, say so, work, say so."""
+    os.setsid()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ids, "SEMISEG_DEVICE": "cpu", **more}
+    tempfile.tempdir = str(pool)
+    with device.claimed(1):
+        if worker and os.fork() == 0:  # a data worker
+            time.sleep(600)
+        gpu, began = os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic()
+        pipe.send((gpu, began))
+        time.sleep(seconds)
+        pipe.send((gpu, time.monotonic()))
+
+
+@dataclass
+class Holder:
+    """A run of its own process."""
+
+    process: ForkProcess
+    pipe: Connection
+
+    def says(self) -> tuple[str, float]:
+        assert self.pipe.poll(60), "nothing said for a minute"
+        said: tuple[str, float] = self.pipe.recv()
+        return said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def start(pool: Path, ids: str, seconds: float, worker: bool = False, **more: str) -> Holder:
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(ids, pool, seconds, more, worker, theirs))
+    process.start()
+    theirs.close()
+    return Holder(process, ours)
+
+
+def spans(running: Iterable[Holder]) -> dict[str, list[tuple[float, float]]]:
+    """When each device was held, from and to, in seconds."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for each in running:
+        (gpu, began), (_, ended) = each.says(), each.says()
+        found.setdefault(gpu, []).append((began, ended))
+        each.process.join()
+        assert each.process.exitcode == 0
+    return {gpu: sorted(held) for gpu, held in found.items()}
+
+
+def never_shared(held: list[tuple[float, float]]) -> bool:
+    return all(ended <= began for (_, ended), (began, _) in itertools.pairwise(held))
 
 
 def test_runs_never_share_a_device(tmp_path: Path) -> None:
-    running = [start(tmp_path, "4,7", 0.5) for _ in range(4)]
-    spans: dict[str, list[tuple[float, float]]] = {}
-    for process in running:
-        output, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        (gpu, began), (_, ended) = (line.split() for line in output.splitlines())
-        spans.setdefault(gpu, []).append((float(began), float(ended)))
-    assert spans.keys() == {"4", "7"}
-    for each in spans.values():
-        ordered = sorted(each)
-        for (_, ended), (began, _) in itertools.pairwise(ordered):
-            assert ended <= began
+    held = spans([start(tmp_path, "4,7", 0.5) for _ in range(4)])
+    assert held.keys() == {"4", "7"}
+    assert all(map(never_shared, held.values()))
+
+
+def test_a_job_that_slurm_gave_one_device_uses_it_as_it_is(tmp_path: Path) -> None:
+    """Confined to its devices, each of two jobs has a GPU 0 of its own: they must not wait for each other."""
+    first = start(tmp_path, "0", 600, SLURM_JOB_ID="11")
+    assert first.says()[0] == "0"
+    assert spans([start(tmp_path, "0", 0, SLURM_JOB_ID="12")]).keys() == {"0"}
+    assert first.process.is_alive()
+    first.kill()
+
+
+def test_a_job_that_slurm_gave_several_devices_shares_them_among_its_runs(tmp_path: Path) -> None:
+    other = start(tmp_path, "0,1", 600, SLURM_JOB_ID="12")
+    assert other.says()[0] == "0"
+    held = spans([start(tmp_path, "0,1", 0.5, SLURM_JOB_ID="11") for _ in range(3)])
+    assert other.process.is_alive()
+    other.kill()
+    assert held.keys() == {"0", "1"}, "the first device of another job is not this job's"
+    assert all(map(never_shared, held.values()))
 
 
 def test_a_killed_run_frees_its_device(tmp_path: Path) -> None:
     first = start(tmp_path, "3", 600)
-    assert first.stdout is not None
-    first.stdout.readline()
+    first.says()
     second = start(tmp_path, "3", 0)
-    assert second.stderr is not None
-    assert "every GPU (3) is held by another run: waiting" in second.stderr.readline()
-    first.send_signal(signal.SIGKILL)
+    assert not second.pipe.poll(1)
+    first.kill()
     killed = time.monotonic()
-    output, _ = second.communicate(timeout=60)
+    _, claimed = second.says()
+    assert 0 <= claimed - killed < 5
+    second.process.join()
+
+
+def test_a_killed_run_frees_its_device_though_its_data_workers_live_on(tmp_path: Path) -> None:
+    first = start(tmp_path, "3", 600, worker=True)
+    first.says()
+    first.kill()
+    assert first.process.pid is not None
+    try:
+        os.killpg(first.process.pid, 0)  # the worker is there
+        assert spans([start(tmp_path, "3", 0)]).keys() == {"3"}
+        os.killpg(first.process.pid, 0)
+    finally:
+        os.killpg(first.process.pid, signal.SIGKILL)
+
+
+def test_a_run_that_waits_says_for_what(tmp_path: Path) -> None:
+    code = "from semiseg import device\nwith device.claimed(1): pass"
+    first = start(tmp_path, "3", 600)
+    first.says()
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "3",
+        "SEMISEG_DEVICE": "cpu",
+        "TMPDIR": str(tmp_path),
+    }
+    second = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert second.stderr is not None
+    assert second.stderr.readline() == "every GPU (3) is held by another run: waiting\n"
+    first.kill()
+    _, said = second.communicate(timeout=60)
+    assert said == "SEMISEG_DEVICE=cpu: holding GPU 3 and running on the CPU\n"
     assert second.returncode == 0
-    assert float(output.split()[1]) - killed < 10
-    first.communicate()
+
+
+def test_a_device_that_torch_cannot_use_is_refused(tmp_path: Path) -> None:
+    code = "from semiseg import device, errors\nwith errors.one_line_errors(), device.claimed(1): pass"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "99", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: GPU 99 is named by CUDA_VISIBLE_DEVICES or nvidia-smi, but torch ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_without_a_gpu_it_says_that_it_uses_the_cpu(
