@@ -35,7 +35,7 @@ class Provenance:
 
     config_sha256: str
     config: Mapping[str, Any]
-    split_sha256: str  # of labelled.txt
+    split_sha256: str  # of labelled.txt, its first line included
     data_sha256: str  # the manifest's digest over ids and labels
     revision: str  # git commit, "-modified" behind it when tracked code differed; "unknown" outside git
     packages: Mapping[str, str]
@@ -45,6 +45,7 @@ class Provenance:
     train_seconds: float  # all sittings of a resumed run together
     images_per_second: float  # training images, labelled and unlabelled
     peak_memory_mib: float | None  # of the accelerator; None on a CPU
+    labelled_sha256: str | None = None  # of the labelled ids alone; None in older records
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
             train_seconds=model["train_seconds"],
             images_per_second=model["images_per_second"],
             peak_memory_mib=model["peak_memory_mib"],
+            labelled_sha256=split.labelled_sha256,
         ),
     )
 

@@ -13,11 +13,17 @@ from semiseg.files import write_text
 
 @dataclass(frozen=True)
 class Split:
-    """The ids of one split and seed, and the sha256 of labelled.txt."""
+    """The ids of one split and seed."""
 
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
-    sha256: str
+    sha256: str  # of the file labelled.txt
+    labelled_sha256: str  # of the labelled ids alone, see digest
+
+
+def digest(ids: Iterable[str]) -> str:
+    """sha256 (hex) of ids, one a line, in their order: ``grep -v '^#' labelled.txt | sha256sum``."""
+    return hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
 
 
 def draw(ids: Iterable[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -54,31 +60,45 @@ def write(
 def write_lists(
     name: str, seed: int, origin: str, labelled: tuple[str, ...], unlabelled: tuple[str, ...]
 ) -> Split:
-    """Write labelled.txt and unlabelled.txt, each with ``origin`` and its count in its first line.
+    """Write labelled.txt and unlabelled.txt, which begin with ``origin``, count and digest.
 
     Where every image is labelled, the unlabelled list holds them all too: the papers' full setting.
     """
     folder = paths.split(name, seed)
     for file, listed in (("labelled", labelled), ("unlabelled", unlabelled or labelled)):
-        header = f"# {origin}; {file}: {len(listed)}\n"
+        header = f"# {origin}; {file}: {len(listed)}; sha256 of the ids: {digest(listed)}\n"
         write_text(folder / f"{file}.txt", header + "".join(f"{each}\n" for each in listed))
     return read(name, seed)
 
 
 def read(name: str, seed: int) -> Split:
-    """Read a written split. Raises UserError with the command that writes it when it is absent or broken."""
+    """Read a written split.
+
+    Raises UserError with the command that writes it when it is absent, broken, or not as it was written.
+    """
     folder = paths.split(name, seed)
     labelled, unlabelled = folder / "labelled.txt", folder / "unlabelled.txt"
-    remedy = f"write it with: python pipeline/split.py {name} {seed}"
     try:
-        split = Split(
-            read_ids(labelled), read_ids(unlabelled), hashlib.sha256(labelled.read_bytes()).hexdigest()
-        )
+        ids = _read_list(labelled)
+        sha256 = hashlib.sha256(labelled.read_bytes()).hexdigest()
+        return Split(ids, _read_list(unlabelled), sha256, digest(ids))
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not there; {remedy}") from None
-    if not split.labelled or not split.unlabelled:
-        raise UserError(f"{folder}: a list without an id; {remedy}")
-    return split
+        said = f"{error.filename}: not there"
+    except UserError as error:
+        said = str(error)
+    raise UserError(f"{said}; write it with: python pipeline/split.py {name} {seed}")
+
+
+def _read_list(path: Path) -> tuple[str, ...]:
+    """The ids of a list that says in its first line which digest they have."""
+    ids = read_ids(path)
+    if not ids:
+        raise UserError(f"{path}: a list without an id")
+    first_line, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    stated = first_line.rpartition("sha256 of the ids: ")[2]
+    if stated != digest(ids):
+        raise UserError(f"{path}: its ids are not those of the digest in its first line")
+    return ids
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
@@ -89,5 +109,5 @@ def read_ids(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file of ids; write it anew") from None
+        raise UserError(f"{path}: not a text file of ids") from None
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))

@@ -56,7 +56,7 @@ def test_a_list_of_dcc_is_written_in_the_projects_form(server: Server) -> None:
     of_file = hashlib.sha256(DCC_VOC.encode()).hexdigest()
     assert Path("data/splits/voc-1_3/1/labelled.txt").read_text() == (
         f"# family: dcc; seed: 1; from: voc_splits1/2_train_supervised.txt {of_file}; "
-        f"sha256 of the labelled ids: {digest}; labelled: 2\n{IDS[3]}\n{IDS[1]}\n"
+        f"labelled: 2; sha256 of the ids: {digest}\n{IDS[3]}\n{IDS[1]}\n"
     )
 
 

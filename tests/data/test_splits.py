@@ -62,11 +62,19 @@ def test_a_written_split_is_text_that_says_what_it_is(
     monkeypatch.chdir(tmp_path)
     written = splits.write("mine-1_2", 7, ["ant", "bee", "cat", "dog"], 2, "mine")
     folder = Path("data/splits/mine-1_2/7")
-    text = b"# family: drawn; dataset: mine; seed: 7; labelled: 2\ncat\nbee\n"
-    assert (folder / "labelled.txt").read_bytes() == text
-    assert splits.read_ids(folder / "unlabelled.txt") == ("dog", "ant")
+    text = (folder / "labelled.txt").read_bytes()
+    # printf 'cat\nbee\n' | sha256sum, and of dog, ant
+    of_labelled = "a40b2fa8fc495746896ec250d7c0fa4369c62ed3895473be967297e74cfc6814"
+    of_unlabelled = "0b16b374c2576db7b02516db6ff281f8665cf0f54c245f6f0b429d666e8bf40d"
+    origin = "# family: drawn; dataset: mine; seed: 7;"
+    assert text.decode() == f"{origin} labelled: 2; sha256 of the ids: {of_labelled}\ncat\nbee\n"
+    assert (folder / "unlabelled.txt").read_text() == (
+        f"{origin} unlabelled: 2; sha256 of the ids: {of_unlabelled}\ndog\nant\n"
+    )
     assert written == splits.read("mine-1_2", 7)
-    assert written == splits.Split(("cat", "bee"), ("dog", "ant"), hashlib.sha256(text).hexdigest())
+    assert written == splits.Split(
+        ("cat", "bee"), ("dog", "ant"), hashlib.sha256(text).hexdigest(), of_labelled
+    )
 
 
 def test_where_all_is_labelled_all_is_unlabelled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +97,26 @@ def test_a_split_that_cannot_be_read_names_the_command_that_writes_it(
     Path("data/splits/mine-1_2/0/unlabelled.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"unlabelled\.txt: not a text file of ids"):
         splits.read("mine-1_2", 0)
+
+
+@pytest.mark.parametrize("file", ["labelled", "unlabelled"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("ant\n", ""), ("ant\n", "ant\nfly\n"), ("ant\nbee\n", "bee\nant\n"), ("sha256 of", "digest of")],
+)
+def test_a_list_that_was_edited_is_refused(
+    file: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lists = {"labelled": ("cow", "dog"), "unlabelled": ("cow", "dog"), file: ("ant", "bee")}
+    splits.write_lists("mine", 0, "family: mine", lists["labelled"], lists["unlabelled"])
+    path = Path(f"data/splits/mine/0/{file}.txt")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=rf"0/{file}\.txt: its ids are not .*split\.py mine 0") as refusal:
+        splits.read("mine", 0)
+    assert "\n" not in str(refusal.value)
 
 
 def stage(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
