@@ -32,6 +32,15 @@ CITY_TRAIN = [f"{city}_000000_{number:06d}" for city in ("aachen", "bochum") for
 CITY_VAL = ["frankfurt_000000_000294", "lindau_000001_000019"]
 
 
+def published(train: list[str], val: list[str]) -> dict[str, int | str]:
+    """The options of a source whose release has these ids."""
+    lists = {"train": train, "val": val}
+    digests = {
+        f"{listed}_sha256": hashlib.sha256(lines(sorted(ids))).hexdigest() for listed, ids in lists.items()
+    }
+    return {listed: len(ids) for listed, ids in lists.items()} | digests
+
+
 def mask_of(identifier: str, size: tuple[int, int] = (40, 48)) -> NDArray[np.uint8]:
     """A mask in the style of VOC: background, two of the 20 classes and a border of 255."""
     mask = np.zeros(size, dtype=np.uint8)

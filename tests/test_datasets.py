@@ -27,8 +27,15 @@ def params(server: Server) -> dict[str, object]:
     protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2}
     names = config.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
     datasets = {
-        "voc": {"source": "voc", "background": 0, "options": {"train": 6, "val": 2}},
-        "cityscapes": {"source": "cityscapes", "options": {"train": 6, "val": 2}},
+        "voc": {
+            "source": "voc",
+            "background": 0,
+            "options": releases.published(releases.TRAIN, releases.VOC_VAL),
+        },
+        "cityscapes": {
+            "source": "cityscapes",
+            "options": releases.published(releases.CITY_TRAIN, releases.CITY_VAL),
+        },
         "own": {"source": "folder", "classes": ["ground", *(f"c{n}" for n in range(1, 21))]},
     }
     for name in ("voc", "cityscapes"):
@@ -118,6 +125,7 @@ def test_every_method_trains_on_it_from_nothing(
         assert 0 <= written.miou <= 1
         assert len(written.last.student.iou) == classes
         assert written.provenance.split_sha256 == lists.sha256
+        assert written.provenance.labelled_sha256 == splits.digest(lists.labelled)
 
 
 def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from semiseg import paths
 from semiseg.config import Dataset, canonical
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
-from semiseg.data.splits import read_ids
+from semiseg.data.splits import digest, read_ids
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
@@ -91,6 +91,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
         raise UserError(f"{path}: not a dataset's manifest; remove {folder} and prepare it again")
     return manifest
+
+
+def check_published(listed: str, ids: Collection[str], count: int, sha256: str) -> None:
+    """Raises UserError unless the list ``listed`` holds the ids that were published.
+
+    ``sha256``: of the sorted ids, one a line (``LC_ALL=C sort | sha256sum``).
+    """
+    if len(ids) != count:
+        raise UserError(f"{listed} has {len(ids)} images, {count} were published")
+    if (found := digest(sorted(ids))) != sha256:
+        raise UserError(f"{listed} has other images than were published: sha256 {found}, not {sha256}")
 
 
 def write_manifest(

@@ -17,7 +17,9 @@ from tests import releases
 from tests.releases import Files, Server
 
 CITYSCAPES = config.Dataset(
-    "cityscapes", tuple(f"class {place}" for place in range(19)), options={"train": 6, "val": 2}
+    "cityscapes",
+    tuple(f"class {place}" for place in range(19)),
+    options=releases.published(releases.CITY_TRAIN, releases.CITY_VAL),
 )
 PLACE = "train/aachen/aachen_000000_000019"
 # cityscapesscripts.download.downloader, as far as it is called: it asks for a login, then gives a package.
@@ -118,7 +120,7 @@ def test_the_19_classes_are_those_that_the_benchmark_scores() -> None:
     # polegroup, caravan, trailer.
     ignored = {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}
     assert set(cityscapes.TRAIN_IDS) == set(range(cityscapes.LABEL_IDS)) - ignored
-    assert cityscapes.Config() == cityscapes.Config(2975, 500)
+    assert (cityscapes.Config().train, cityscapes.Config().val) == (2975, 500)
 
 
 @pytest.mark.usefixtures("project")
@@ -190,6 +192,16 @@ def with_mask(content: bytes | None) -> Files:
     return {cityscapes.MASKS: releases.zipped(masks)}
 
 
+def renamed(old: str, new: str) -> Files:
+    """Both archives with an image and its masks under another name."""
+    return {
+        name: releases.zipped({member.replace(old, new): content for member, content in files.items()})
+        for name, files in zip(
+            (cityscapes.IMAGES, cityscapes.MASKS), releases.cityscapes_files(), strict=True
+        )
+    }
+
+
 END = "_leftImg8bit.png"
 BAD: dict[str, tuple[Callable[[], Files], str]] = {
     "truncated": (
@@ -205,6 +217,10 @@ BAD: dict[str, tuple[Callable[[], Files], str]] = {
     "a link": (lambda: with_member(f"leftImg8bit/train/a/x{END}", stat.S_IFLNK), "an unsafe member"),
     "a device": (lambda: with_member(f"leftImg8bit/train/a/x{END}", stat.S_IFCHR), "an unsafe member"),
     "an image too many": (lambda: with_member(f"leftImg8bit/train/a/x{END}"), "train has 7 images, 6 were"),
+    "another image": (
+        lambda: renamed("aachen_000000_000019", "aachen_000000_000022"),
+        "not the release: train has other images than were published",
+    ),
     "no mask": (lambda: with_mask(None), r"aachen_000000_000019_gtFine_labelIds\.png: unreadable mask"),
     "another size": (
         lambda: with_mask(releases.png(np.zeros((9, 9), np.uint8))),

@@ -14,8 +14,12 @@ from tests import releases
 from tests.releases import Files, Server
 
 VOC = config.Dataset(
-    "voc", tuple(f"class {place}" for place in range(21)), background=0, options={"train": 6, "val": 2}
+    "voc",
+    tuple(f"class {place}" for place in range(21)),
+    background=0,
+    options=releases.published(releases.TRAIN, releases.VOC_VAL),
 )
+ROOT = Path(__file__).parents[2]
 TOP = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
 
@@ -88,8 +92,10 @@ def test_archives_in_the_folder_need_no_network(server: Server, monkeypatch: pyt
         sources.prepare("again", VOC, server.downloads())
 
 
-def test_the_published_counts_are_the_default(server: Server) -> None:
-    assert voc.Config() == voc.Config(10582, 1449)
+def test_the_published_ids_are_the_default(server: Server) -> None:
+    assert (voc.Config().train, voc.Config().val) == (10582, 1449)
+    cmb = config.load(ROOT / "params.yaml").families["cmb"]  # its train_aug.txt is sorted
+    assert voc.Config().train_sha256 == cmb.sha256["train_aug.txt"]
     with pytest.raises(UserError, match=r"train has 6 images, 10582 were published"):
         sources.prepare("voc", config.Dataset("voc", VOC.classes), server.downloads())
     assert not Path("data/voc").exists()
@@ -175,6 +181,13 @@ def with_mask(content: bytes) -> Files:
     return {voc.SBD_ARCHIVE: releases.tar({**releases.sbd_files(), f"{SBD}/cls/2008_000003.mat": content})}
 
 
+def with_list(ids: list[str]) -> Files:
+    """SBD's archive with another training list, whose masks are there."""
+    masks = {f"{SBD}/cls/{each}.mat": releases.mat(releases.sbd_mask(each)) for each in ids}
+    files = {**releases.sbd_files(), **masks, f"{SBD}/train.txt": releases.lines(ids)}
+    return {voc.SBD_ARCHIVE: releases.tar(files, mode="w:gz")}
+
+
 BAD: dict[str, tuple[Callable[[], Files], str]] = {
     "truncated": (
         lambda: {voc.VOC_ARCHIVE: releases.tar(releases.voc_files())[:5000]},
@@ -190,6 +203,11 @@ BAD: dict[str, tuple[Callable[[], Files], str]] = {
     "a link": (lambda: hostile("a", tarfile.SYMTYPE, "/etc"), "refused for an unsafe member"),
     "a link up": (lambda: hostile("a", tarfile.SYMTYPE, "../../../../x"), "refused for an unsafe member"),
     "a device": (lambda: hostile("a", tarfile.CHRTYPE), "refused for an unsafe member"),
+    "another image of its list": (
+        lambda: with_list(["2007_000032", "2008_000001", "2008_000003"]),
+        "train has other images than were published: sha256 [0-9a-f]{64}, not [0-9a-f]{64}",
+    ),
+    "an image too few": (lambda: with_list(["2008_000003"]), "train has 5 images, 6 were published"),
     "no image": (
         lambda: lacking(f"{TOP}/JPEGImages/2008_000007.jpg", voc.VOC_ARCHIVE, releases.voc_files()),
         r"not the releases: voc/JPEGImages/2008_000007\.jpg is not there",

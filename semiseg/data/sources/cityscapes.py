@@ -20,7 +20,7 @@ from semiseg import paths
 from semiseg.config import Dataset, Download
 from semiseg.data import archives
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
-from semiseg.data.prepared import Layout, write_manifest
+from semiseg.data.prepared import Layout, check_published, write_manifest
 from semiseg.errors import UserError
 from semiseg.files import write_text
 
@@ -56,10 +56,16 @@ LABEL_IDS = 34  # 0 to 33
 
 @dataclass(frozen=True)
 class Config:
-    """How many images the archives must hold: the published counts."""
+    """The ids that the archives must hold: how many, and the sha256 of the sorted ids, one a line.
+
+    Defaults: of DCC's lists (Context-Aware-Consistency at 4fdec7af, dataloaders/city_splits0:
+    2975_train_supervised.txt and val.txt).
+    """
 
     train: int = 2975
     val: int = 500
+    train_sha256: str = "7f56ebec1d2eb8db59a3600206fcf7f05b53a7f3a8cf66381e6de73356b9eb7a"
+    val_sha256: str = "73099b252b778d6fa89467ad05a7068b8a6a0f931693f909e1acbf189a36fb52"
 
 
 def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
@@ -76,11 +82,11 @@ def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[
         (folder / part).mkdir()
     for listed in ("train", "val"):
         images = sorted((release / "images" / listed).glob("*/*_leftImg8bit.png"))
-        if len(images) != getattr(options, listed):
-            raise UserError(
-                f"{found[0]}: {listed} has {len(images)} images, {getattr(options, listed)} were published"
-            )
         ids = [image.name.removesuffix("_leftImg8bit.png") for image in images]
+        try:
+            check_published(listed, ids, getattr(options, listed), getattr(options, f"{listed}_sha256"))
+        except UserError as error:
+            raise UserError(f"{found[0]}: not the release: {error}") from None
         for image, each in zip(images, ids, strict=True):
             mask = release / "masks" / listed / image.parent.name / f"{each}_gtFine_labelIds.png"
             _convert(image, mask, folder, each, found)
