@@ -1,9 +1,9 @@
-"""The features of earlier steps, and of the other processes of a run."""
+"""The features of earlier steps."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 
 class FeatureBank(nn.Module):
@@ -52,13 +52,3 @@ class FeatureBank(nn.Module):
                 own = getattr(self, name)
                 setattr(self, name, own.new_zeros(len(own), saved.shape[1], *own.shape[2:]))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-@torch.no_grad()
-def gathered(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of all processes in their order, without gradient; N is the same in each."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return rows.detach()
-    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, rows.detach().contiguous())
-    return torch.cat(parts)

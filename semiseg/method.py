@@ -68,6 +68,10 @@ class Method(nn.Module, ABC):
     ) -> tuple[Tensor, Logs]:
         """The loss of step ``step`` (from 0) and what to log of it. No host synchronisation."""
 
+    def forward(self, labelled: Labelled, unlabelled: Unlabelled | None, step: int) -> tuple[Tensor, Logs]:
+        """``training_step``, under the name that DistributedDataParallel calls."""
+        return self.training_step(labelled, unlabelled, step)
+
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: the teacher's moving average."""
 

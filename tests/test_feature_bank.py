@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from semiseg.feature_bank import FeatureBank, gathered
+from semiseg.distributed import gathered
+from semiseg.feature_bank import FeatureBank
 
 
 def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:

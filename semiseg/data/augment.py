@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
 from semiseg.data.decoding import IGNORE
+from semiseg.distributed import following, own, size
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -104,13 +105,13 @@ def random_scale_crop(pixels: Pixels, *, probability: float, scale: tuple[float,
     )
 
 
-def _source_positions(size: int, factor: Tensor) -> Tensor:
-    """Where each output pixel of one axis comes from: (B, size) in grid_sample's [-1, 1]."""
-    room = (factor.view(-1, 1) - 1) * size  # pixels by which the scaled axis is longer; negative: padding
-    draw = torch.rand_like(room)
+def _source_positions(length: int, factor: Tensor) -> Tensor:
+    """Where each output pixel of one axis comes from: (B, length) in grid_sample's [-1, 1]."""
+    room = (factor.view(-1, 1) - 1) * length  # pixels by which the scaled axis is longer; negative: padding
+    draw = _random(factor, 1)
     start = torch.where(room > 0, torch.floor(draw * (room + 1)).minimum(room), room / 2)
-    centres = torch.arange(size, device=factor.device) + 0.5
-    return 2 * (centres + start) / (factor.view(-1, 1) * size) - 1
+    centres = torch.arange(length, device=factor.device) + 0.5
+    return 2 * (centres + start) / (factor.view(-1, 1) * length) - 1
 
 
 # --- mixing ---------------------------------------------------------------------------------------------
@@ -133,26 +134,31 @@ def classmix(
         held[:, background] = 0
     number = held.sum(dim=1, keepdim=True)
     count = (number // 2 + extra_classes).minimum(number)
-    rank = (torch.rand_like(held) * held).argsort(dim=1, descending=True).argsort(dim=1)
+    rank = (_random(held, num_classes + 1) * held).argsort(dim=1, descending=True).argsort(dim=1)
     chosen = (rank < count) & (held > 0)
-    pasted = chosen.gather(1, flat).view_as(labels).roll(-1, dims=0)
+    pasted = following(chosen.gather(1, flat).view_as(labels))
     pasted = pasted & _drawn(pixels.images, probability).view(-1, 1, 1)
     return Pixels(
-        *(torch.where(pasted if x.dim() == 3 else pasted[:, None], x.roll(-1, dims=0), x) for x in pixels)
+        *(torch.where(pasted if x.dim() == 3 else pasted[:, None], following(x), x) for x in pixels)
     )
 
 
 # --- draws and colour spaces ----------------------------------------------------------------------------
 
 
+def _random(images: Tensor, *shape: int) -> Tensor:
+    """U(0, 1) of ``shape`` for each image; what several processes draw is what one would for their batch."""
+    return own(torch.rand(size() * len(images), *shape, device=images.device))
+
+
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:
     """One number in [low, high) an image: (B, 1, 1, 1) float32."""
-    return low + (high - low) * torch.rand(len(images), 1, 1, 1, device=images.device)
+    return low + (high - low) * _random(images, 1, 1, 1)
 
 
 def _drawn(images: Tensor, probability: float) -> Tensor:
     """True for an image with ``probability``: (B, 1, 1, 1) bool."""
-    return torch.rand(len(images), 1, 1, 1, device=images.device) < probability
+    return _random(images, 1, 1, 1) < probability
 
 
 def _factor(images: Tensor, strength: float) -> Tensor:

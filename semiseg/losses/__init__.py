@@ -3,5 +3,6 @@
 from semiseg.losses.class_memory import class_memory_loss
 from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss
+from semiseg.losses.supervised import cross_entropy
 
-__all__ = ["class_memory_loss", "directional_contrastive_loss", "entropy_loss"]
+__all__ = ["class_memory_loss", "cross_entropy", "directional_contrastive_loss", "entropy_loss"]

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from semiseg.distributed import summed
+
 CHUNK = 4096  # rows that are in double precision at a time
 
 
@@ -25,7 +27,8 @@ def class_memory_loss(
     With w_i = s_i / mean(s) and v_j = t_j / mean(t) within a class c, the paper's mean over all pairs of
     w_i v_j (1 − cos(p_i, z_j)) is 1 − ⟨Σ s_i p̂_i / Σ s_i, Σ t_j ẑ_j / Σ t_j⟩, for the weights have mean
     one: two segment sums instead of an N × M matrix. The sum over the classes is divided by num_classes;
-    a class that is missing on either side adds zero.
+    a class that is missing on either side adds zero. Several processes share the rows of both sides: each
+    returns the loss of all.
     """
     centre, present = _class_centres(predictions, labels, prediction_scores, num_classes)
     memory_centre, remembered = _class_centres(memory, memory_labels, memory_scores, num_classes)
@@ -44,7 +47,10 @@ def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: in
     for chunk in zip(*(each.split(CHUNK) for each in (rows, labels, scores)), strict=True):
         parts = checkpoint(_segment_sums, *chunk, num_classes, use_reentrant=False, preserve_rng_state=False)
         sums, total, count = sums + parts[0], total + parts[1], count + parts[2]
-    return sums / torch.where(total > 0, total, 1)[:, None], count > 0
+    sums, total, count = summed(torch.cat((sums, total[:, None], count[:, None]), dim=1)).split(
+        (rows.shape[1], 1, 1), dim=1
+    )
+    return sums / torch.where(total > 0, total, 1), count[:, 0] > 0
 
 
 def _segment_sums(

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from semiseg.distributed import global_mean
+
 COARSEST = 0.05  # the temperature below which float32 cosines make scores too coarse
 
 
@@ -46,7 +48,8 @@ def directional_contrastive_loss(
 
     Scores are made in chunks of ``chunk`` (None: 2^20 on a CPU, 2^24 elsewhere), which sets the peak memory.
     Sums are float32, or float64 for float64 rows and for a temperature below 0.05. Returns zero, with a
-    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``.
+    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``. Several processes
+    share the anchors: each returns its part, and their average is the loss of all.
 
     ``select_first``: rows that no mask keeps are taken out before anything is scored. How many those are only
     the device knows, and a GPU would have to be waited for; so the default is to select first on the CPU,
@@ -60,7 +63,7 @@ def directional_contrastive_loss(
         selected = selected & (anchor_confidence < positive_confidence)
     if positive_filter:
         selected = selected & (positive_confidence > threshold)
-    count = (overlap if normalize == "overlap" else selected).sum().clamp(min=1)
+    count = (overlap if normalize == "overlap" else selected).sum()
 
     on_cpu = anchors.device.type == "cpu"
     side = isqrt(chunk or (2**20 if on_cpu else 2**24))
@@ -74,7 +77,7 @@ def directional_contrastive_loss(
         anchors, positives, negatives, temperature, max(1, side),
         anchor_labels if negative_sampling else None, negative_labels, negative_valid,
     )  # fmt: skip
-    return torch.where(selected, losses, 0).sum() / count
+    return global_mean(torch.where(selected, losses, 0).sum(), count)
 
 
 class _RowLosses(torch.autograd.Function):

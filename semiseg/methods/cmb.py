@@ -12,9 +12,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn import functional
 
-from semiseg import method
+from semiseg import distributed, method
 from semiseg.config import Geometry
 from semiseg.data.augment import (
     Pixels,
@@ -25,7 +25,7 @@ from semiseg.data.augment import (
     random_scale_crop,
 )
 from semiseg.data.geometry import random_scale_crop_flip
-from semiseg.losses import class_memory_loss, entropy_loss
+from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.memory import ClassMemory
 from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
@@ -133,7 +133,7 @@ class Method(method.Method):
         labelled_features, labelled_logits = self._student(weak.images)
         strong_features, strong_logits = self._student(strong.images)
 
-        supervised = cross_entropy(labelled_logits, weak.labels, class_weights, ignore_index=IGNORE)
+        supervised = cross_entropy(labelled_logits, weak.labels, class_weights)
         pseudo = ramp_up(step, config.ramp_up_steps) * self._pseudo_label_loss(
             strong_logits, strong, class_weights
         )
@@ -224,7 +224,9 @@ class Method(method.Method):
 
     def _pseudo_label_loss(self, logits: Tensor, pixels: Pixels, class_weights: Tensor | None) -> Tensor:
         """Cross-entropy by confidence^k, a mean over all pixels of both views; ignored pixels add zero."""
-        losses = cross_entropy(logits, pixels.labels, class_weights, ignore_index=IGNORE, reduction="none")
+        losses = functional.cross_entropy(
+            logits, pixels.labels, class_weights, ignore_index=IGNORE, reduction="none"
+        )
         return (losses * pixels.weights.pow(self.config.confidence_power)).mean()
 
     @torch.no_grad()
@@ -241,11 +243,16 @@ class Method(method.Method):
         entering = torch.where(good, labels, IGNORE)
         projections = self.teacher_projection(_rows(features), good)
         if config.memory_order == "random" or self.teacher_attention is None:
-            scores = torch.rand(len(entering), device=entering.device)
+            scores = distributed.own(torch.rand(distributed.size() * len(entering), device=entering.device))
         else:
             scores = self.teacher_attention(projections, entering)
             scores = -scores if config.memory_order == "lowest" else scores
-        self.memory.add(projections, entering, scores, self._budget(len(labelled.images)))
+        self.memory.add(
+            distributed.gathered(projections),
+            distributed.gathered(entering),
+            distributed.gathered(scores),
+            self._budget(distributed.size() * len(labelled.images)),
+        )
 
     def _budget(self, images: int) -> int:
         """How many features a class may enter at a step (released code: utils/feature_memory.py)."""
@@ -259,7 +266,8 @@ class Method(method.Method):
         labels = _at_features(labels, (features.shape[-2], features.shape[-1]))
         counted = labels != IGNORE
         predictions = self.prediction(self.projection(_rows(features), counted), counted)
-        memory, memory_labels = self.memory.features.flatten(0, 1), self.memory.labels().flatten()
+        memory = distributed.dealt(self.memory.features.flatten(0, 1))
+        memory_labels = distributed.dealt(self.memory.labels().flatten())
         return class_memory_loss(
             predictions,
             labels,
@@ -280,7 +288,7 @@ class Method(method.Method):
         """
         if not self.config.class_balance:
             return None
-        one_pass = max(1, self.task.unlabelled_images // len(pseudo_labels))
+        one_pass = max(1, self.task.unlabelled_images // (distributed.size() * len(pseudo_labels)))
         self.label_frequencies.lerp_(_frequencies(labels, self.num_classes), 1 / (step + 1))
         self.pseudo_frequencies.lerp_(
             _frequencies(pseudo_labels, self.num_classes), 1 / min(step + 1, one_pass)
@@ -311,7 +319,8 @@ def _jittered(images: Tensor, *, probability: float, strength: float) -> Tensor:
 
 
 def _joined(one: Pixels, other: Pixels) -> Pixels:
-    return Pixels(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
+    """The views of an image side by side: what several processes join are blocks of what one would."""
+    return Pixels(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(one, other, strict=True)))
 
 
 def _size(images: Tensor) -> tuple[int, int]:
@@ -325,7 +334,7 @@ def _rows(features: Tensor) -> Tensor:
 
 def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H, W) -> (B h w,): the nearest pixel of each feature."""
-    small = interpolate(values[:, None].float(), size, mode="nearest")
+    small = functional.interpolate(values[:, None].float(), size, mode="nearest")
     return small.flatten().to(values.dtype)
 
 
@@ -341,4 +350,5 @@ def _frequencies(labels: Tensor, num_classes: int) -> Tensor:
     inside = (labels >= 0) & (labels < num_classes)
     counts = torch.zeros(num_classes + 1, device=labels.device)
     flat = torch.where(inside, labels, num_classes).flatten()
-    return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))[:-1] / len(labels)
+    counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
+    return distributed.averaged(counts[:-1] / len(labels))

@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from semiseg import method
 from semiseg.config import Geometry
 from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale
 from semiseg.data.views import context_views, counterparts, unflipped
+from semiseg.distributed import gathered, global_mean
 from semiseg.errors import UserError
-from semiseg.feature_bank import FeatureBank, gathered
-from semiseg.losses import directional_contrastive_loss
+from semiseg.feature_bank import FeatureBank
+from semiseg.losses import cross_entropy, directional_contrastive_loss
 from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models.network import SegmentationNetwork
 
@@ -120,7 +121,7 @@ class Method(method.Method):
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
         assert unlabelled is not None
-        supervised = cross_entropy(self.student(labelled.images), labelled.masks, ignore_index=IGNORE)
+        supervised = cross_entropy(self.student(labelled.images), labelled.masks)
         consistency = torch.zeros_like(supervised)
         if step >= self.start:
             consistency = self._self_training(unlabelled) if self.self_training else self._agree(unlabelled)
@@ -170,7 +171,7 @@ class Method(method.Method):
         """The squared distance of a view's overlap to the other, a mean over its positions."""
         index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
         distances = (anchor.projected - other.projected.detach()[index]).square().sum(dim=1)
-        return torch.where(overlap, distances, 0).sum() / overlap.sum().clamp(min=1)
+        return global_mean(torch.where(overlap, distances, 0).sum(), overlap.sum())
 
     @torch.no_grad()
     def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -192,8 +193,7 @@ class Method(method.Method):
         confidence, labels = torch.softmax(logits.detach(), dim=1).max(dim=1)
         inside = unflipped(_inside(unlabelled["inside"], *labels.shape[1:]), unlabelled["flip1"])
         labels = torch.where(inside & (confidence > self.config.threshold), labels, IGNORE)
-        losses = cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-        return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
+        return cross_entropy(logits, labels)
 
     # --- features -------------------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from semiseg import method
 from semiseg.config import Geometry
-from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled
+from semiseg.losses import cross_entropy
+from semiseg.method import Labelled, Logs, Task, Unlabelled
 from semiseg.models.network import SegmentationNetwork
 
 
@@ -29,5 +29,5 @@ class Method(method.Method):
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
         logits = self.student(labelled.images)
-        loss = cross_entropy(logits, labelled.masks, ignore_index=IGNORE)
+        loss = cross_entropy(logits, labelled.masks)
         return loss, {"supervised": loss.detach()}

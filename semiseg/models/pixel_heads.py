@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad, relu
 
+from semiseg.distributed import summed
+
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics come from the rows that are ``valid``."""
+    """Batch norm whose statistics come from the rows of all processes that are ``valid``."""
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
         """rows: (N, D); valid: (N,) bool. Returns (N, D) float32."""
@@ -20,9 +22,9 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         mean, variance = self.running_mean, self.running_var
         if self.training:
             weight = valid[:, None].float()
-            count = weight.sum()
-            mean = (weight * rows).sum(dim=0) / count.clamp(min=1)
-            variance = (weight * (rows - mean).square()).sum(dim=0) / count.clamp(min=1)
+            count = summed(weight.sum())
+            mean = summed((weight * rows).sum(dim=0)) / count.clamp(min=1)
+            variance = summed((weight * (rows - mean).square()).sum(dim=0)) / count.clamp(min=1)
             _update_running(self.running_mean, self.running_var, mean, variance, count, self.momentum)
         return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
@@ -74,7 +76,7 @@ class ClassAttention(nn.Module):
         """Scores (N,) float32 in (0, 1) of rows (N, dim) by the modules of their labels (N,).
 
         A row whose label is outside [0, C) scores zero. In training mode a class's batch statistics come
-        from its own rows.
+        from its own rows, of all processes.
         """
         num_classes, dim = self.norm_weight.shape
         labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
@@ -102,7 +104,8 @@ class ClassAttention(nn.Module):
         zeros = torch.zeros_like(self.running_mean)
 
         def by_class(values: Tensor) -> Tensor:
-            return zeros[:, : values.shape[2]].index_add(0, block_class, (values * filled).sum(dim=1))
+            sums = zeros[:, : values.shape[2]].index_add(0, block_class, (values * filled).sum(dim=1))
+            return summed(sums)
 
         count = by_class(filled.float())
         mean = by_class(hidden) / count.clamp(min=1)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from semiseg.models.backbones import Maps, ResNet
-from semiseg.models.layers import convolution
+from semiseg.models.layers import Dropout, convolution
 from semiseg.models.network import SegmentationNetwork
 
 LOW_LEVEL_CHANNELS = 48
@@ -23,7 +23,7 @@ def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNe
     return SegmentationNetwork(
         backbone,
         Decoder(backbone, channels),
-        nn.Sequential(nn.Dropout(0.1), nn.Conv2d(channels, num_classes, 1)),
+        nn.Sequential(Dropout(0.1), nn.Conv2d(channels, num_classes, 1)),
         num_classes=num_classes,
         feature_channels=channels,
         feature_stride=4,
@@ -55,7 +55,7 @@ class AtrousPyramid(nn.Module):
             [convolution(inputs, outputs), *(convolution(inputs, outputs, 3, rate) for rate in rates)]
         )
         self.image_pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), *convolution(inputs, outputs))
-        self.project = nn.Sequential(*convolution((len(rates) + 2) * outputs, outputs), nn.Dropout(0.5))
+        self.project = nn.Sequential(*convolution((len(rates) + 2) * outputs, outputs), Dropout(0.5))
 
     def forward(self, high: Tensor) -> Tensor:
         parts = [branch(high) for branch in self.branches]
