@@ -1,14 +1,16 @@
 """Everything a run needs to go on exactly where it stopped, in one file that is whole or absent.
 
-Random states are not in it: the engine seeds every step, and the data streams every image, from the run's
-seed and the position alone.
+The one before it is kept, for a disk that gives back other bytes than it was given. Random states are not in
+it: the engine seeds every step, and the data streams every image, from the run's seed and the position alone.
 """
 
 import io
 import os
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from filelock import FileLock, Timeout
 
 from semiseg import paths
 from semiseg.errors import UserError
-from semiseg.files import written_whole
+from semiseg.files import flush_folder, written_whole
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+NEXT, BROKEN = "next.pt", "broken.pt"  # one that is whole but not yet the last; one set aside
 
 Networks = dict[str, dict[str, torch.Tensor]]
 """State dicts by "student" and, for a method that has one, "teacher"."""
@@ -37,9 +42,15 @@ class Checkpoint:
     best: Networks
     started: str
     seconds: float  # training time of all sittings, without validation
+    unwritten: list[dict[str, float]] = field(default_factory=list)  # losses of steps behind the last row
 
-    def save(self, path: Path) -> None:
-        write(vars(self), path)
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint of ``folder``; the one that was there becomes the previous one."""
+        write(vars(self), folder / NEXT)
+        if (folder / LAST).exists():
+            (folder / LAST).replace(folder / PREVIOUS)
+        (folder / NEXT).replace(folder / LAST)
+        flush_folder(folder)
 
 
 def write(state: Mapping[str, Any], path: Path) -> None:
@@ -50,26 +61,55 @@ def write(state: Mapping[str, Any], path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load(path: Path, config_sha256: str) -> Checkpoint | None:
-    """The checkpoint at ``path``, on the CPU; None where there is none.
+def read(path: Path) -> dict[str, Any]:
+    """What ``write`` wrote, on the CPU. Raises ValueError for a file that is not as it was written.
 
-    Raises UserError when it belongs to another configuration or cannot be read. ``weights_only`` keeps a
-    checkpoint from running code.
+    ``torch.load`` takes flipped bytes for weights, so every record's check sum is compared first;
+    ``weights_only`` keeps the file from running code.
     """
-    if not path.exists():
-        return None
     try:
-        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UserError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); remove it to train from the start"
-        ) from error
-    if checkpoint.config_sha256 != config_sha256:
-        raise UserError(
-            f"{path}: belongs to another configuration of this run; "
-            "restore params.yaml to go on with it, or remove it to train from the start"
-        )
-    return checkpoint
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+    except (MemoryError, PermissionError, FileNotFoundError):
+        raise
+    except Exception as error:  # damaged bytes can look like anything
+        raise ValueError(type(error).__name__) from error
+    raise ValueError(f"{damaged} has another check sum")
+
+
+def load(folder: Path, config_sha256: str) -> Checkpoint | None:
+    """The last checkpoint of ``folder``, or the previous one if that is broken; None where there is none.
+
+    A broken one is set aside, in one line on stderr. Raises UserError when no readable one is left, or when
+    it belongs to another configuration.
+    """
+    refused = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = Checkpoint(**read(path))
+        except (ValueError, TypeError) as error:
+            refused.append(f"{path}: not a readable checkpoint ({error})")
+            continue
+        if checkpoint.config_sha256 != config_sha256:
+            raise UserError(
+                f"{path}: belongs to another configuration of this run; "
+                f"restore params.yaml to go on with it, or remove {folder} to train from the start"
+            )
+        if refused:
+            (folder / LAST).replace(folder / BROKEN)
+            print(
+                f"{refused[0]}, now {BROKEN}: going on from the one before it, step {checkpoint.step}",
+                file=sys.stderr,
+            )
+        return checkpoint
+    if refused:
+        raise UserError(f"{'; '.join(refused)}; remove {folder} to train from the start")
+    return None
 
 
 @contextmanager

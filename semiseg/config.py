@@ -30,6 +30,7 @@ Options = Mapping[str, Any]
 DRAWN = "drawn"  # the family of splits that are drawn from their seed
 # A field younger than the first records leaves a run's identity as it was while it holds this value.
 LATER_FIELDS = (("family", DRAWN),)
+WITHOUT_EFFECT = frozenset({"checkpoint_minutes"})  # fields that no number depends on: of no run's identity
 BACKBONES = ("resnet18", "resnet50", "resnet101")  # of torchvision, see semiseg/models/backbones.py
 T = typing.TypeVar("T")
 
@@ -159,6 +160,7 @@ class Protocol:
     compile: bool = False
     validate_every: int = 1000  # steps
     checkpoint_every: int = 500  # steps
+    checkpoint_minutes: float = 15.0  # and whenever the last one is this old
     log_every: int = 50  # steps
     workers: int = 2  # processes that read images, for each stream
     threads: int = 1  # CPU threads of one run; part of the run, for sums depend on it
@@ -176,6 +178,8 @@ class Protocol:
         for name in ("validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        if not self.checkpoint_minutes > 0:
+            raise ValueError(f"checkpoint_minutes: {self.checkpoint_minutes} is not positive")
         if self.workers < 0:
             raise ValueError(f"workers: {self.workers} is negative")
 
@@ -284,12 +288,12 @@ class _NoKeyTwice(yaml.SafeLoader):
 
 def canonical(config: object) -> str:
     """Canonical JSON of a dataclass (sorted keys, fractions as text): equal configurations, equal text."""
-    tree = dataclasses.asdict(config, dict_factory=_without_later_fields)  # type: ignore[call-overload]
+    tree = dataclasses.asdict(config, dict_factory=_of_identity)  # type: ignore[call-overload]
     return json.dumps(tree, sort_keys=True, default=str)
 
 
-def _without_later_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(each for each in fields if each not in LATER_FIELDS)
+def _of_identity(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(each for each in fields if each[0] not in WITHOUT_EFFECT and each not in LATER_FIELDS)
 
 
 def look_up(entries: Mapping[str, T], name: str, what: str) -> T:

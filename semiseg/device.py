@@ -78,6 +78,15 @@ def _granting_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID") if "CUDA_VISIBLE_DEVICES" in os.environ else None
 
 
+@contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn a GPU's exhausted memory into a UserError: ``what`` did not fit, and the ``remedy``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"{what} did not fit into the GPU's memory; {remedy}, or free the GPU") from None
+
+
 def visible_gpus() -> list[str]:
     """The ids in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists, else none."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -4,8 +4,10 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,66 +19,98 @@ from semiseg.config import Optimiser, RunConfig, from_tree
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images, labelled_batches, unlabelled_batches
-from semiseg.errors import UserError
+from semiseg.device import enough_memory
+from semiseg.errors import EXIT_INTERRUPTED, UserError
 from semiseg.evaluate import confusion
-from semiseg.history import History
+from semiseg.files import remove_leftovers
+from semiseg.history import Diverged, History
 from semiseg.method import Labelled, Method, Task, Unlabelled
 from semiseg.metrics import mean_iou
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 
+T = TypeVar("T")
+
 
 class Interrupted(UserError):
-    """SIGTERM: the run was saved and goes on when it is started again."""
+    """A signal came, and the run was saved; it goes on when it is started again."""
 
     exit_status = 75  # EX_TEMPFAIL: what engines retry
+
+    def __init__(self, said: str, number: int) -> None:
+        super().__init__(said)
+        if number == signal.SIGINT:
+            self.exit_status = EXIT_INTERRUPTED
 
 
 def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> None:
     """Train one run to its last step, from its checkpoint where there is one, and write its model.pt.
 
-    Raises UserError for a run that another process holds or a checkpoint of another configuration, Diverged
-    for a loss that is not finite, Interrupted after SIGTERM.
+    Raises UserError for a run that another process holds, a checkpoint of another configuration or too small
+    a GPU, Diverged for a loss that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
     """
-    with checkpoint.held(config.run):
+    run = config.run
+    with checkpoint.held(run):
+        remove_leftovers(run.checkpoints)
+        remove_leftovers(run.artefacts)
+        _refuse_to_diverge_again(config)
         session = Session(config, dataset, split, device)
-        with session.history, _termination() as terminated:
-            _steps(session, terminated)
+        with session.history, _noted_signals() as session.signals:
+            try:
+                _steps(session)
+            except Diverged as error:
+                kept = session.keep_inputs(error.step)
+                raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
         session.write_model()
-        shutil.rmtree(config.run.checkpoints, ignore_errors=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _steps(session: "Session", terminated: list[int]) -> None:
+def _refuse_to_diverge_again(config: RunConfig) -> None:
+    """An engine that retries whatever fails would otherwise train to the same step again and again."""
+    for kept in config.run.checkpoints.glob("nan-step-*.pt"):
+        found = checkpoint.read(kept)
+        if found["config_sha256"] == config.digest():
+            step = found["step"]
+            raise Diverged(f"{config.run}: diverged at step {step} before; {_after_divergence(kept)}", step)
+
+
+def _after_divergence(kept: Path) -> str:
+    return (
+        f"the step's inputs are in {kept}; lower learning_rate or set clip_norm in the protocol, "
+        f"then remove {kept.parent} to train from the start (or {kept.name} alone to try once more)"
+    )
+
+
+def _steps(session: "Session") -> None:
     protocol, state = session.config.protocol, session.state
     learner, optimiser, history = session.learner, session.optimiser, session.history
+    if session.is_validation_due():  # the last sitting ended in the midst of it
+        session.validate()
     tick = time.perf_counter()
     for labelled, unlabelled in session.batches():
         step = state.step
         rate = set_learning_rate(optimiser, protocol.optimiser, step / protocol.steps)
         seed_everything(session.config.run.seed, step)
-        with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-            loss, logs = learner.training_step(labelled, unlabelled, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if protocol.optimiser.clip_norm is not None:
-            nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
-        optimiser.step()
-        learner.after_step(step)
+        with session.enough_memory_for_a_step():
+            with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+                loss, logs = learner.training_step(labelled, unlabelled, step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if protocol.optimiser.clip_norm is not None:
+                nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
+            optimiser.step()
+            learner.after_step(step)
         history.add(step, {"loss": loss.detach(), **logs})
 
         state.step += 1
-        stop = bool(terminated)
-        validate = state.step % protocol.validate_every == 0 or state.step == protocol.steps
-        save = state.step % protocol.checkpoint_every == 0 or stop
-        if validate or save or state.step % protocol.log_every == 0:
+        validate = session.is_validation_due()
+        if validate or state.step % protocol.log_every == 0:
             history.flush(rate, session.images_per_step)
         state.seconds += time.perf_counter() - tick
         if validate:
             session.validate()
-        if save:
+        if session.is_save_due():
             session.save()
-        if stop:
-            raise Interrupted(f"{session.config.run}: saved after step {state.step}; start it again to go on")
         tick = time.perf_counter()
 
 
@@ -91,8 +125,8 @@ class Session:
         self._options = from_tree(method.module(config.method).Config, config.options, "params.yaml: options")
         self._view = method.views(config.method, self._options, protocol.geometry)
         self.images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if self._view else 0)
-        self._saved_at = config.run.checkpoints / "last.pt"
-        saved = checkpoint.load(self._saved_at, config.digest())
+        self.signals: list[int] = []  # that have come, and ask for an end between two steps
+        saved = checkpoint.load(config.run.checkpoints, config.digest())
 
         seed_everything(config.run.seed, -1)
         student = build(protocol.network, len(config.dataset.classes))
@@ -110,16 +144,41 @@ class Session:
                 network.decoder.compile()
         self.learner.train()
         self.history = History(
-            config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history
-        )
+            config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history,
+            self.state.unwritten,
+        )  # fmt: skip
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def batches(self) -> Iterator[tuple[Labelled, Unlabelled | None]]:
-        """The batches of the steps that are left, on the device."""
+        """The batches of the steps that are left, on the device. Raises what ``_or_saved`` does."""
+        return self._or_saved(self._batches(self.state.step, self.config.protocol.steps))
+
+    def _or_saved(self, items: Iterator[T]) -> Iterator[T]:
+        """``items``; where one cannot be had, or a signal has come, the run is saved before that is raised.
+
+        Raises Interrupted, and UserError.
+        """
+        try:
+            for item in items:
+                yield item
+                self._end_if_asked()
+        except UserError:
+            if self.state.step > self._saved_step:
+                self.save()
+            self._end_if_asked()  # a reader may have died of the same signal
+            raise
+
+    def _end_if_asked(self) -> None:
+        if self.signals:
+            said = f"{self.config.run}: saved after step {self.state.step}; start it again to go on"
+            raise Interrupted(said, self.signals[0])
+
+    def _batches(self, first: int, last: int) -> Iterator[tuple[Labelled, Unlabelled | None]]:
+        """The batches of steps [first, last)."""
         protocol, seed = self.config.protocol, self.config.run.seed
-        steps = (self.state.step, protocol.steps)
         labelled = labelled_batches(
             self.dataset, self.split.labelled, protocol.geometry,
-            protocol.labelled_batch, seed, *steps, protocol.workers,
+            protocol.labelled_batch, seed, first, last, protocol.workers,
         )  # fmt: skip
         if self._view is None:
             for images, masks in labelled:
@@ -127,7 +186,7 @@ class Session:
             return
         unlabelled = unlabelled_batches(
             self.dataset, self.split.unlabelled, self._view,
-            protocol.unlabelled_batch, seed, *steps, protocol.workers,
+            protocol.unlabelled_batch, seed, first, last, protocol.workers,
         )  # fmt: skip
         for (images, masks), views in zip(labelled, unlabelled, strict=True):
             yield self._labelled(images, masks), {name: self._to_device(view) for name, view in views.items()}
@@ -141,9 +200,35 @@ class Session:
             tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
         return tensor
 
+    def enough_memory_for_a_step(self) -> AbstractContextManager[None]:
+        """Refuse a step that the GPU cannot hold, naming what makes it smaller."""
+        protocol = self.config.protocol
+        batch = f"{protocol.labelled_batch} labelled"
+        if self._view is not None:
+            batch += f" and {protocol.unlabelled_batch} unlabelled"
+        what = f"{self.config.run}: a step of {batch} crops of {protocol.geometry.crop} pixels"
+        return enough_memory(
+            f"{what} in {protocol.precision}",
+            f"in protocols: {self.config.split.protocol}, lower labelled_batch, unlabelled_batch or crop, "
+            "or set precision: bf16",
+        )
+
+    def is_validation_due(self) -> bool:
+        """Whether the networks of this step are to be scored and have not been."""
+        step, protocol = self.state.step, self.config.protocol
+        if step == 0 or (step % protocol.validate_every and step != protocol.steps):
+            return False
+        rows = self.history.rows
+        return not rows or rows[-1]["step"] != step or "val_miou_student" not in rows[-1]
+
     def validate(self) -> None:
-        """Score the networks on the val list, and keep them if the predictor was never better."""
-        images = evaluation_images(self.dataset, self.dataset.ids("val"), self.config.protocol.workers)
+        """Score the networks on the val list, and keep them if the predictor was never better.
+
+        Raises what ``_or_saved`` does.
+        """
+        images = self._or_saved(
+            evaluation_images(self.dataset, self.dataset.ids("val"), self.config.protocol.workers)
+        )
         scored = networks(self.learner)
         matrices = confusion(
             scored, images, len(self.config.dataset.classes), self.device, self.config.protocol.precision
@@ -155,12 +240,34 @@ class Session:
             self.state.best_miou, self.state.best_step = miou, self.state.step
             self.state.best = state_dicts(scored)
 
+    def is_save_due(self) -> bool:
+        """Whether so many steps or minutes have passed; when that is changes no number."""
+        protocol = self.config.protocol
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.state.step % protocol.checkpoint_every == 0 or minutes >= protocol.checkpoint_minutes
+
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint. Raises Diverged rather than save a loss that is not finite."""
+        self.history.read()
         self.state.method = self.learner.state_dict()
         self.state.optimiser = self.optimiser.state_dict()
-        self.state.history = self.history.rows
-        self.state.save(self._saved_at)
+        self.state.history, self.state.unwritten = self.history.rows, self.history.unwritten
+        self.state.save(self.config.run.checkpoints)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+    def keep_inputs(self, step: int) -> Path:
+        """Write what step ``step`` was given, drawn anew from the seed, beside the checkpoint."""
+        labelled, unlabelled = next(self._batches(step, step + 1))
+        inputs = {
+            "config_sha256": self.state.config_sha256,
+            "step": step,
+            "images": labelled.images.cpu(),
+            "masks": labelled.masks.cpu(),
+            "views": {name: view.cpu() for name, view in (unlabelled or {}).items()},
+        }
+        path = self.config.run.checkpoints / f"nan-step-{step}.pt"
+        checkpoint.write(inputs, path)
+        return path
 
     def write_model(self) -> None:
         """Write model.pt: the networks at the last and at the best validated step, and how they were made."""
@@ -175,7 +282,7 @@ class Session:
             "best_step": state.best_step,
             "best": state.best,
             "started": state.started,
-            "finished": provenance.now(),
+            "finished": max(provenance.now(), state.started),  # a clock may have been set back since
             "revision": provenance.revision(),
             "packages": provenance.packages(),
             "device": provenance.device_name(self.device),
@@ -235,15 +342,21 @@ def seed_everything(seed: int, step: int) -> None:
 
 
 @contextmanager
-def _termination() -> Iterator[list[int]]:
-    """A list that SIGTERM puts its number into, instead of ending the process."""
+def _noted_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and ctrl-C put their number into, instead of ending the process.
+
+    A second ctrl-C is a KeyboardInterrupt: whoever asks twice does not want to wait.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,11 +1,15 @@
 """What went wrong, in one line that a person can act on."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # what a shell says of a process that ctrl-C ended
+# The disk is full, or does not let itself be written to.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -26,15 +30,22 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        _end(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _end("interrupted; give the same command again to go on", EXIT_INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in DISK:
             raise
         place = error.filename or "the working folder"
-        print(
-            f"error: {place}: {error.strerror}; free space or change permissions, "
-            "then give the same command again",
-            file=sys.stderr,
+        _end(
+            f"{place}: {error.strerror}; free space or change permissions, then give the same command again",
+            EXIT_BAD_INPUT,
         )
-        sys.exit(EXIT_BAD_INPUT)
+
+
+def _end(said: str, status: int) -> None:
+    try:
+        print(f"error: {said}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # whoever kept the log has gone, and the status must outlive that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    sys.exit(status)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from semiseg.device import enough_memory
 from semiseg.errors import UserError
 from semiseg.metrics import confusion_matrix, iou, mean_iou
 from semiseg.models.network import SegmentationNetwork
@@ -28,15 +29,17 @@ def confusion(
 
     All networks lie on ``device`` and see the same decoded images, in evaluation mode; every module's mode is
     as before afterwards. ``precision``: fp32, or bf16 autocast. The host waits for the device once, at the
-    end. Raises UserError for a mask of another size than its image.
+    end. Raises UserError for a mask of another size than its image, and where the GPU's memory is too small.
     """
     totals = torch.zeros(len(networks), num_classes, num_classes, dtype=torch.int64, device=device)
     with _evaluation(networks.values(), device, precision):
         for batch in _batches(images):
-            pixels = _pixels(torch.stack([image for _, image, _ in batch]), device)
-            masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
-            for total, network in zip(totals, networks.values(), strict=True):
-                total += confusion_matrix(network(pixels).argmax(1), masks, num_classes)
+            height, width = batch[0][2].shape
+            with enough_memory(f"scoring {len(batch)} image(s) of {width}x{height}", "set precision: bf16"):
+                pixels = _pixels(torch.stack([image for _, image, _ in batch]), device)
+                masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
+                for total, network in zip(totals, networks.values(), strict=True):
+                    total += confusion_matrix(network(pixels).argmax(1), masks, num_classes)
     return dict(zip(networks, totals.cpu(), strict=True))
 
 

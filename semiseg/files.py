@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to disk and rename it.
+    """Yield a temporary path beside ``path``; on success flush it to disk, rename it, and flush the folder.
 
     On any error the temporary file is removed and ``path`` is as it was; an OSError (a full disk) names it.
     """
@@ -19,11 +19,27 @@ def written_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush to disk which files ``folder`` holds, so that a rename outlasts a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes; nobody else may be writing into ``folder``."""
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """What a run says of itself while it trains: history.csv, TensorBoard events, a progress bar."""
 
+import contextlib
 import math
 import sys
 import time
@@ -19,20 +20,35 @@ PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
 
 class Diverged(UserError):
-    """A loss is not finite."""
+    """A loss is not finite at ``step``."""
 
     exit_status = 3
 
+    def __init__(self, said: str, step: int) -> None:
+        super().__init__(said)
+        self.step = step
+
 
 class History:
-    """Collects the logs of every step on the device and reads them all at once every few steps."""
+    """Collects the logs of every step on the device and reads them all at once every few steps.
+
+    ``rows`` and ``unwritten``, the logs of the steps behind the last row, are what a checkpoint carries: so
+    when one is written has no trace in history.csv.
+    """
 
     def __init__(
-        self, folder: Path, title: str, first_step: int, steps: int, rows: list[dict[str, float]]
+        self,
+        folder: Path,
+        title: str,
+        first_step: int,
+        steps: int,
+        rows: list[dict[str, float]],
+        unwritten: list[dict[str, float]],
     ) -> None:
-        self.rows = list(rows)
+        self.rows, self.unwritten = list(rows), list(unwritten)
         self._path = folder / "history.csv"
         self._pending: list[tuple[int, Logs]] = []
+        self._last_step, self._timed = first_step, 0
         self._events = SummaryWriter(folder, purge_step=first_step)
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -46,6 +62,8 @@ class History:
         )
         self._title, self._first, self._steps = title, first_step, steps
         self._began = self._tick = self._spoke = time.perf_counter()
+        if self.rows:
+            self._write({})
 
     def __enter__(self) -> "History":
         return self
@@ -59,10 +77,11 @@ class History:
     def add(self, step: int, logs: Logs) -> None:
         """Keep the logs of step ``step`` (from 0) on the device."""
         self._pending.append((step, logs))
+        self._last_step, self._timed = step + 1, self._timed + 1
         self._bar.update()
 
-    def flush(self, learning_rate: float, images_per_step: int) -> None:
-        """Read what was added: one row of means. Raises Diverged naming the step and the loss."""
+    def read(self) -> None:
+        """Read what was added from the device. Raises Diverged naming the step and the loss."""
         if not self._pending:
             return
         names = list(self._pending[0][1])
@@ -71,16 +90,26 @@ class History:
         )
         values = table.double().cpu()  # the one synchronisation of these steps
         self._refuse_non_finite(values, names)
+        self.unwritten += [dict(zip(names, row, strict=True)) for row in values.tolist()]
+        self._pending = []
+
+    def flush(self, learning_rate: float, images_per_step: int) -> None:
+        """Read what was added: one row of means over the steps since the last. Raises Diverged."""
+        self.read()
+        if not self.unwritten:
+            return
+        names = list(self.unwritten[0])
+        values = torch.tensor(
+            [[each[name] for name in names] for each in self.unwritten], dtype=torch.float64
+        )
         now = time.perf_counter()
-        rate = images_per_step * len(self._pending) / (now - self._tick)
-        self._tick = now
         row = {
-            "step": self._pending[-1][0] + 1,
+            "step": self._last_step,
             "learning_rate": learning_rate,
             **dict(zip(names, values.mean(dim=0).tolist(), strict=True)),
-            "images_per_second": rate,
+            "images_per_second": images_per_step * self._timed / (now - self._tick),
         }
-        self._pending = []
+        self._tick, self._timed, self.unwritten = now, 0, []
         self.rows.append(row)
         self._write(row)
         self._tell(row, names)
@@ -104,10 +133,7 @@ class History:
         for (step, _), row in zip(self._pending, values.tolist(), strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    raise Diverged(
-                        f"{self._title}: loss '{name}' is {value} at step {step}; "
-                        "lower learning_rate or set clip_norm in its protocol"
-                    )
+                    raise Diverged(f"{self._title}: loss '{name}' is {value} at step {step}", step)
 
     def _tell(self, row: dict[str, float], names: list[str]) -> None:
         losses = {name: f"{row[name]:.3f}" for name in names}
@@ -119,9 +145,10 @@ class History:
         self._spoke = now
         left = (self._steps - step) * (now - self._began) / (step - self._first)
         said = " ".join(f"{name} {value}" for name, value in losses.items())
-        print(
-            f"{self._title}: step {step}/{self._steps}, {said}, {rate} images/s, "
-            f"{tqdm.format_interval(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        with contextlib.suppress(BrokenPipeError):  # a run does not end with whoever reads its log
+            print(
+                f"{self._title}: step {step}/{self._steps}, {said}, {rate} images/s, "
+                f"{tqdm.format_interval(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )

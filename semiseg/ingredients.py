@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg import paths
-from semiseg.config import Params, RunConfig, look_up
+from semiseg.config import Params, RunConfig, canonical, look_up
 from semiseg.report import published
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def everything(params: Params) -> Iterator[tuple[Path, str]]:
 
 
 def _without_seed(config: RunConfig) -> dict[str, Any]:
-    tree = dataclasses.asdict(config)
+    tree: dict[str, Any] = json.loads(canonical(config))
     del tree["run"]
     return tree
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from semiseg import checkpoint
 from semiseg.config import RunConfig, canonical
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
@@ -74,9 +75,9 @@ def _read_model(path: Path, digest: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: not there; train the run first")
     try:
-        model: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: not readable ({type(error).__name__}); remove it, train again") from error
+        model = checkpoint.read(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not readable ({error}); remove it, train again") from error
     if model["config_sha256"] != digest:
         raise UserError(f"{path}: trained with another configuration; remove it and train the run again")
     return model

@@ -84,8 +84,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
     real_save = checkpoint.Checkpoint.save
 
-    def save_and_die(state: checkpoint.Checkpoint, path: Path) -> None:
-        real_save(state, path)
+    def save_and_die(state: checkpoint.Checkpoint, folder: Path) -> None:
+        real_save(state, folder)
         if state.step == 4:
             raise KeyboardInterrupt
 
@@ -126,7 +126,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(mini_project: Path) -> None:
 
 def test_a_checkpoint_of_another_configuration_is_refused(mini_project: Path) -> None:
     state = checkpoint.Checkpoint("another", 1, {}, {}, [], 0.0, 0, {}, "", 0.0)
-    state.save(RUN.checkpoints / "last.pt")
+    state.save(RUN.checkpoints)
     with pytest.raises(UserError, match=r"last\.pt: belongs to another configuration"):
         train()
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_cannot_run_code(mini_project: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_name(tmp_path: Path) -> None:
-    with History(tmp_path, "a/b/0", 0, 10, []) as history:
+    with History(tmp_path, "a/b/0", 0, 10, [], []) as history:
         history.add(4, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(2.0)})
         history.add(5, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(math.nan)})
         with pytest.raises(Diverged, match=r"a/b/0: loss 'contrast' is nan at step 5"):
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_name(tmp_path: Path) 
 
 
 def test_history_holds_means_rates_and_validation(tmp_path: Path) -> None:
-    with History(tmp_path, "a/b/0", 0, 4, []) as history:
+    with History(tmp_path, "a/b/0", 0, 4, [], []) as history:
         for step, loss in enumerate((1.0, 3.0)):
             history.add(step, {"loss": torch.tensor(loss)})
         history.flush(0.1, 4)

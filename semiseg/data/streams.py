@@ -4,6 +4,9 @@ Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch
 (seed, stream, p). So any number of workers gives the same stream, and a stream can start at any place.
 """
 
+import ctypes
+import signal
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -21,11 +24,18 @@ from semiseg.data.reading import read_image, read_mask
 from semiseg.errors import UserError
 
 LABELLED, UNLABELLED = 0, 1
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process is sent when its parent ends
 CACHE_BYTES = 512 * 2**20  # of decoded images, for each stream in each process that reads
 
 Item = TypeVar("Item")
 Sample = tuple[Tensor, Tensor]
 View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+
+
+class ReaderDiedError(UserError):
+    """A process that reads images was killed; the next start may well succeed."""
+
+    exit_status = 75  # EX_TEMPFAIL: what engines retry
 
 
 class Images:
@@ -152,6 +162,7 @@ def _batches(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_serve,
     )
     return _with_plain_errors(loader)
 
@@ -161,7 +172,11 @@ def evaluation_images(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(id, image (3, H, W) uint8, mask (H, W) uint8) of each id, in order."""
     loader = DataLoader(
-        _Evaluation(dataset, ids), batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+        _Evaluation(dataset, ids),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_serve,
     )
     return _with_plain_errors(loader)
 
@@ -180,11 +195,33 @@ class _Evaluation(Dataset[tuple[str, Tensor, Tensor]]):
         return identifier, image, mask
 
 
+def _serve(worker: int) -> None:
+    """Ctrl-C is for the run that a reader serves; and a killed run's locks would live on in its readers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
-    """A worker wraps its traceback around an error's message: give the message alone."""
+    """A worker wraps its traceback around an error's message: give the message alone.
+
+    Raises ReaderDiedError between two items, never in the midst of what is done with one.
+    """
     try:
-        yield from loader
+        items = iter(loader)
+        if loader.num_workers:
+            # torch would raise out of this signal's handler, wherever the run is just then: asking for the
+            # next item finds a dead worker as well.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from items
     except UserError as error:
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix("semiseg.errors.UserError: ")
+        ) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ReaderDiedError(
+            "a process that reads images was killed (is memory short, or /dev/shm?); give the same command "
+            "again to go on, with fewer workers in the protocol if it recurs"
         ) from None
