@@ -1,7 +1,6 @@
 """The training loop: schedule and groups by hand, exact resume, what stops a run."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from torch import nn
 from semiseg import checkpoint, config, engine, paths
 from semiseg.config import Optimiser
 from semiseg.data import prepared, splits
-from semiseg.errors import UserError
 from semiseg.history import Diverged, History
 from tests import miniature
 
@@ -122,33 +120,6 @@ def test_sigterm_saves_and_asks_to_be_started_again(mini_project: Path) -> None:
     saved = torch.load(RUN.checkpoints / "last.pt", weights_only=True)
     assert saved["step"] > 0
     assert not (RUN.artefacts / "model.pt").exists()
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(mini_project: Path) -> None:
-    state = checkpoint.Checkpoint("another", 1, {}, {}, [], 0.0, 0, {}, "", 0.0)
-    state.save(RUN.checkpoints)
-    with pytest.raises(UserError, match=r"last\.pt: belongs to another configuration"):
-        train()
-
-
-def test_a_broken_checkpoint_is_named(mini_project: Path) -> None:
-    RUN.checkpoints.mkdir(parents=True)
-    (RUN.checkpoints / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint"):
-        train()
-
-
-class Malice:
-    def __reduce__(self) -> tuple:
-        return os.mkdir, ("taken",)
-
-
-def test_a_checkpoint_cannot_run_code(mini_project: Path) -> None:
-    RUN.checkpoints.mkdir(parents=True)
-    torch.save({"config_sha256": Malice()}, RUN.checkpoints / "last.pt")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        train()
-    assert not Path("taken").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_name(tmp_path: Path) -> None:

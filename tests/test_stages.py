@@ -124,7 +124,7 @@ def test_a_broken_image_and_a_wrong_mask_are_named(mini_project: Path) -> None:
 
 def test_a_disk_without_room_ends_in_one_line_and_nothing_half_written(mini_project: Path) -> None:
     said = refusal(stage("train", *str(RUN).split("/"), file_size=1 << 20))
-    assert "last.pt: File too large; free space or change permissions" in said
+    assert "next.pt: File too large; free space or change permissions" in said
     assert list(mini_project.rglob("*.pt*")) == []
     again = stage("train", *str(RUN).split("/"))
     assert again.returncode == 0, again.stderr
