@@ -66,6 +66,10 @@ def records_of(wildcards):
     return [str(run.metrics) for run in runs_in_table(wildcards.grid)]
 
 
+def histories_of(wildcards):
+    return [str(run.history) for run in runs_in_table(wildcards.grid)]
+
+
 def results_of(grid):
     return expand(
         "results/tables/{grid}.{kind}", grid=grid, kind=["csv", "md", "tex"]
@@ -175,7 +179,8 @@ rule evaluate:
         model="runs/{recipe}/{split}/{seed}/model.pt",
         history="runs/{recipe}/{split}/{seed}/history.csv",
     output:
-        "results/runs/{recipe}/{split}/{seed}/metrics.json",
+        record="results/runs/{recipe}/{split}/{seed}/metrics.json",
+        history="results/runs/{recipe}/{split}/{seed}/history.csv",
     log:
         "logs/evaluate/{recipe}/{split}/{seed}.log",
     conda:
@@ -217,6 +222,7 @@ rule tables:
 rule report:
     input:
         records=records_of,
+        histories=histories_of,
         table="results/tables/{grid}.csv",
     output:
         report(

@@ -97,7 +97,7 @@ TRAIN = """\
 """
 
 EVALUATE = """\
-    desc: Score one run and write its record
+    desc: Score one run and write its record and short history
     wdir: ..
     cmd: python pipeline/evaluate.py ${item.recipe} ${item.split} ${item.seed}
     deps:
@@ -108,6 +108,8 @@ EVALUATE = """\
       - runs/${item.recipe}/${item.split}/${item.seed}/history.csv
     metrics:
       - results/runs/${item.recipe}/${item.split}/${item.seed}/metrics.json: {cache: false}
+    outs:
+      - results/runs/${item.recipe}/${item.split}/${item.seed}/history.csv: {cache: false}
 """
 
 TABLES = """

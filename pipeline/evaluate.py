@@ -1,4 +1,7 @@
-"""Evaluate one trained run and write its record: python pipeline/evaluate.py <recipe> <split> <seed>."""
+"""Evaluate one trained run and write its record and short history.
+
+python pipeline/evaluate.py <recipe> <split> <seed>
+"""
 
 import argparse
 
@@ -8,7 +11,9 @@ from semiseg.errors import one_line_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
@@ -18,6 +23,7 @@ def main() -> None:
     split = splits.read(arguments.split, arguments.seed)
     with device.claimed(run.protocol.threads) as chosen:
         result = scoring.score_run(run, dataset, split, chosen)
+    scoring.condense_history(run.run)
     record.write(result, run.run.metrics)
     print(f"{run.run}: mIoU {result.miou:.1%} on {result.evaluated_on} ({result.headline}, last step)")
 

@@ -25,7 +25,7 @@ from semiseg.evaluate import confusion
 from semiseg.files import remove_leftovers
 from semiseg.history import Diverged, History
 from semiseg.method import Labelled, Method, Task, Unlabelled
-from semiseg.metrics import mean_iou
+from semiseg.metrics import mean_iou, true_negatives
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 
@@ -233,9 +233,14 @@ class Session:
         matrices = confusion(
             scored, images, len(self.config.dataset.classes), self.device, self.config.protocol.precision
         )
-        mious = {name: float(mean_iou(matrix)) for name, matrix in matrices.items()}
-        self.history.validated(mious)
-        miou = mious[headline(self.learner)]
+        self.history.validated(
+            {
+                f"val_{name}_{network}": float(figure(matrix))
+                for name, figure in (("miou", mean_iou), ("true_negatives", true_negatives))
+                for network, matrix in matrices.items()
+            }
+        )
+        miou = float(mean_iou(matrices[headline(self.learner)]))
         if miou > self.state.best_miou:
             self.state.best_miou, self.state.best_step = miou, self.state.step
             self.state.best = state_dicts(scored)

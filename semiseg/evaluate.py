@@ -1,6 +1,6 @@
 """Networks scored at their images' full resolution."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,18 +18,24 @@ Image = tuple[str, Tensor, Tensor]
 """Its id, the image (3, H, W) uint8 and the mask (H, W) uint8 with 255 where it is not scored."""
 
 
+Seen = Callable[[str, str, Tensor, Tensor], None]
+"""Takes a network's name, an image's id, the predicted classes (H, W) int64 and the mask, on the device."""
+
+
 def confusion(
     networks: Mapping[str, SegmentationNetwork],
     images: Iterable[Image],
     num_classes: int,
     device: torch.device,
     precision: str,
+    seen: Seen | None = None,
 ) -> dict[str, Tensor]:
     """Each network's confusion matrix over ``images``, (C, C) int64 on the CPU, rows = target.
 
     All networks lie on ``device`` and see the same decoded images, in evaluation mode; every module's mode is
-    as before afterwards. ``precision``: fp32, or bf16 autocast. The host waits for the device once, at the
-    end. Raises UserError for a mask of another size than its image, and where the GPU's memory is too small.
+    as before afterwards. ``precision``: fp32, or bf16 autocast. ``seen`` is called for each image and
+    network; without it, the host waits for the device once, at the end. Raises UserError for a mask of
+    another size than its image, and where the GPU's memory is too small.
     """
     totals = torch.zeros(len(networks), num_classes, num_classes, dtype=torch.int64, device=device)
     with _evaluation(networks.values(), device, precision):
@@ -38,8 +44,12 @@ def confusion(
             with enough_memory(f"scoring {len(batch)} image(s) of {width}x{height}", "set precision: bf16"):
                 pixels = _pixels(torch.stack([image for _, image, _ in batch]), device)
                 masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
-                for total, network in zip(totals, networks.values(), strict=True):
-                    total += confusion_matrix(network(pixels).argmax(1), masks, num_classes)
+                for total, (name, network) in zip(totals, networks.items(), strict=True):
+                    predicted = network(pixels).argmax(1)
+                    total += confusion_matrix(predicted, masks, num_classes)
+                    for (identifier, _, _), labels, mask in zip(batch, predicted, masks, strict=True):
+                        if seen is not None:
+                            seen(name, identifier, labels, mask)
     return dict(zip(networks, totals.cpu(), strict=True))
 
 
@@ -52,13 +62,6 @@ def score(matrix: Tensor, classes: Sequence[str]) -> Score:
         miou=float(mean_iou(matrix)),
         iou={name: None if value != value else value for name, value in values.items()},
     )
-
-
-def predictions(network: SegmentationNetwork, image: Tensor) -> Tensor:
-    """Class ids (H, W) uint8 on the CPU, in fp32, of an image (3, H, W) uint8."""
-    device = network.mean.device
-    with _evaluation([network], device, "fp32"):
-        return network(_pixels(image[None], device)).argmax(1)[0].to("cpu", torch.uint8)
 
 
 def _pixels(images: Tensor, device: torch.device) -> Tensor:

@@ -114,9 +114,8 @@ class History:
         self._write(row)
         self._tell(row, names)
 
-    def validated(self, mious: dict[str, float]) -> None:
-        """Put validation mIoU (in [0, 1], by "student" and "teacher") into the last row."""
-        scores = {f"val_miou_{name}": miou for name, miou in mious.items()}
+    def validated(self, scores: dict[str, float]) -> None:
+        """Put figures of the val list ("val_miou_student", …) into the last row."""
         self.rows[-1].update(scores)
         self._write(scores)
         self._tick = time.perf_counter()

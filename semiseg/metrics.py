@@ -40,3 +40,17 @@ def iou(matrix: Tensor) -> Tensor:
 def mean_iou(matrix: Tensor) -> Tensor:
     """The mean over the classes that have an IoU, a float64 scalar in [0, 1]; nan if none has."""
     return iou(matrix).nanmean()
+
+
+def true_negatives(matrix: Tensor) -> Tensor:
+    """Of all pairs of pixels whose predictions differ, the share whose targets differ too.
+
+    What a contrast that takes its negatives by the prediction (DCC's M_n) may hope for. A float64 scalar in
+    [0, 1]; nan where all predictions are one class. ``matrix``: (C, C) counts, rows = target. Pairs are
+    counted from sums of squares: n² − Σ columns² differ in prediction, Σ rows² − Σ cells² of them not in
+    target.
+    """
+    matrix = matrix.double()
+    differing = matrix.sum().square() - matrix.sum(0).square().sum()
+    false = matrix.sum(1).square().sum() - matrix.square().sum()
+    return 1 - false / differing

@@ -44,3 +44,8 @@ class Run:
     def metrics(self) -> Path:
         """The run's record, in git."""
         return RESULTS / "runs" / self.recipe / self.split / str(self.seed) / "metrics.json"
+
+    @property
+    def history(self) -> Path:
+        """The artefacts' history.csv in few rows, in git."""
+        return self.metrics.with_name("history.csv")

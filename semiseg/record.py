@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ class Record:
     last: Scores
     best: Scores  # at the step whose predictor scored highest on the val list during training
     provenance: Provenance
+    # Pixels of the evaluation list by truth (rows) and the predictor's class at the last step, (C, C); None
+    # in records that were written before it was kept.
+    confusion: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def miou(self) -> float:
@@ -79,8 +83,9 @@ class Record:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write ``record`` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False) + "\n")
+    """Write ``record`` as indented JSON, a row of numbers on one line, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False)
+    write_text(path, re.sub(r"\[[\s\d,]+\]", lambda row: " ".join(row[0].split()), text) + "\n")
 
 
 def read(path: Path) -> Record:

@@ -1,4 +1,7 @@
-"""A trained run -> its record: the networks of model.pt on the evaluation list, and where they come from."""
+"""A trained run -> its record: the networks of model.pt on the evaluation list, and where they come from.
+
+Beside the record: the run's history in few rows, and what its predictor makes of each image.
+"""
 
 import dataclasses
 import json
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,18 +20,21 @@ from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
 from semiseg.errors import UserError
-from semiseg.evaluate import confusion, predictions, score
-from semiseg.files import written_whole
+from semiseg.evaluate import confusion, score
+from semiseg.files import write_text, written_whole
+from semiseg.metrics import confusion_matrix, mean_iou
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
+from semiseg.paths import Run
 from semiseg.record import Provenance, Record, Scores
 
-PREDICTIONS = 4  # how many images of the evaluation list are kept as predicted masks, for the report
+HISTORY_ROWS = 100  # of a run's history beside its record, and one more for each validation
 
 
 def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> Record:
-    """Evaluate the networks of a run's model.pt and write the predictions of the first images beside it.
+    """Evaluate the networks of a run's model.pt, and write beside it what its predictor makes of each image.
 
+    That is predictions/<id>.png, greyscale masks of class ids, and images.csv: each image's mIoU.
     Raises UserError when model.pt is absent, unreadable or of another configuration.
     """
     model = _read_model(config.run.artefacts / "model.pt", config.digest())
@@ -38,9 +45,18 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
     }
     listed = config.dataset.evaluate
     images = evaluation_images(dataset, dataset.ids(listed), config.protocol.workers)
-    matrices = confusion(networks, images, len(config.dataset.classes), device, config.protocol.precision)
+    predictor, num_classes = f"last.{model['headline']}", len(config.dataset.classes)
+    mious: dict[str, float] = {}
+
+    def keep(network: str, identifier: str, labels: Tensor, mask: Tensor) -> None:
+        if network == predictor:
+            mious[identifier] = float(mean_iou(confusion_matrix(labels, mask, num_classes)))
+            _write_prediction(config.run, identifier, labels)
+
+    matrices = confusion(networks, images, num_classes, device, config.protocol.precision, keep)
     scores = {name: score(matrix, config.dataset.classes) for name, matrix in matrices.items()}
-    _write_predictions(config, dataset, networks[f"last.{model['headline']}"], device)
+    each_image = pd.DataFrame(mious.items(), columns=["id", "miou"])
+    write_text(config.run.artefacts / "images.csv", each_image.to_csv(index=False, lineterminator="\n"))
     return Record(
         recipe=config.run.recipe,
         method=config.method,
@@ -68,7 +84,30 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
             peak_memory_mib=model["peak_memory_mib"],
             labelled_sha256=split.labelled_sha256,
         ),
+        confusion=tuple(map(tuple, matrices[predictor].tolist())),
     )
+
+
+def condense_history(run: Run) -> None:
+    """Write a run's history in few rows beside its record. Raises UserError where there is none."""
+    path = run.artefacts / "history.csv"
+    try:
+        history = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}); train the run again") from error
+    write_text(run.history, condensed(history).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def condensed(history: pd.DataFrame, rows: int = HISTORY_ROWS) -> pd.DataFrame:
+    """Means of neighbouring rows at the last step of each; a row that holds a validation ends its group.
+
+    At most ``rows`` rows, and one more for each validation.
+    """
+    validated = history.filter(like="val_").notna().any(axis=1)
+    stretch = validated.shift(fill_value=False).cumsum()
+    group = history.groupby(stretch).cumcount() // -(-len(history) // rows)
+    steps = history["step"].groupby([stretch, group]).last()
+    return history.groupby([stretch, group]).mean().assign(step=steps).reset_index(drop=True)
 
 
 def _read_model(path: Path, digest: str) -> dict[str, Any]:
@@ -91,13 +130,6 @@ def _network(config: RunConfig, state: Mapping[str, Tensor], device: torch.devic
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _write_predictions(
-    config: RunConfig, dataset: PreparedDataset, network: SegmentationNetwork, device: torch.device
-) -> None:
-    """runs/<run>/predictions/<id>.png: greyscale masks of class ids."""
-    folder = config.run.artefacts / "predictions"
-    ids = dataset.ids(config.dataset.evaluate)[:PREDICTIONS]
-    for identifier, image, _ in evaluation_images(dataset, ids, workers=0):
-        predicted = predictions(network, image)
-        with written_whole(folder / f"{identifier}.png") as temporary:
-            Image.fromarray(predicted.numpy()).save(temporary, format="PNG")
+def _write_prediction(run: Run, identifier: str, labels: Tensor) -> None:
+    with written_whole(run.artefacts / "predictions" / f"{identifier}.png") as temporary:
+        Image.fromarray(labels.to("cpu", torch.uint8).numpy()).save(temporary, format="PNG")

@@ -30,7 +30,7 @@ outputs = {
     "download": [f"data/{place}/manifest.json"],
     "split": [f"data/splits/{place}/labelled.txt", f"data/splits/{place}/unlabelled.txt"],
     "train": [f"runs/{place}/model.pt", f"runs/{place}/history.csv"],
-    "evaluate": [f"results/runs/{place}/metrics.json"],
+    "evaluate": [f"results/runs/{place}/metrics.json", f"results/runs/{place}/history.csv"],
     "tables": [f"results/tables/{place}.{kind}" for kind in ("csv", "md", "tex")],
     "report": [f"results/figures/{place}/miou.png"],
 }

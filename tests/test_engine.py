@@ -135,7 +135,7 @@ def test_history_holds_means_rates_and_validation(tmp_path: Path) -> None:
         for step, loss in enumerate((1.0, 3.0)):
             history.add(step, {"loss": torch.tensor(loss)})
         history.flush(0.1, 4)
-        history.validated({"student": 0.25})
+        history.validated({"val_miou_student": 0.25})
         for step, loss in enumerate((5.0, 6.0), start=2):
             history.add(step, {"loss": torch.tensor(loss)})
         history.flush(0.05, 4)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from semiseg import evaluate
 from semiseg.config import Network
 from semiseg.errors import UserError
-from semiseg.evaluate import confusion, predictions, score
+from semiseg.evaluate import confusion, score
+from semiseg.metrics import confusion_matrix
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 
@@ -79,7 +80,24 @@ def test_every_pixel_is_scored_at_its_own_place():
     images = [("right", image_of(ids), ids.to(torch.uint8))]
     matrix = confusion({"student": brightest_channel()}, images, 3, CPU, "fp32")["student"]
     assert matrix.tolist() == torch.diag(ids.flatten().bincount(minlength=3)).tolist()
-    assert torch.equal(predictions(brightest_channel(), image_of(ids)), ids.to(torch.uint8))
+
+
+def test_every_image_is_shown_with_what_each_network_makes_of_it():
+    images = photographs((5, 8), (5, 8), (8, 5))
+    shown = {}
+
+    def seen(network, identifier, labels, mask):
+        shown[network, identifier] = confusion_matrix(labels, mask, 3)
+
+    networks = {"student": brightest_channel(), "teacher": constant(2)}
+    totals = confusion(networks, images, 3, CPU, "fp32", seen)
+    assert set(shown) == {(network, name) for network in networks for name, _, _ in images}
+    for name, image, mask in images:
+        alone = confusion(networks, [(name, image, mask)], 3, CPU, "fp32")
+        for network in networks:
+            assert torch.equal(shown[network, name], alone[network])
+    for network, total in totals.items():
+        assert torch.equal(total, sum(each for (of, _), each in shown.items() if of == network))
 
 
 def test_batches_hold_neighbours_of_one_size_up_to_a_limit(monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.metrics import confusion_matrix, iou, mean_iou
+from semiseg.metrics import confusion_matrix, iou, mean_iou, true_negatives
 
 
 def counted_one_by_one(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -91,3 +91,23 @@ def test_large_counts_keep_every_pixel():
     count = 2**53  # Cityscapes' val list has 10^9 pixels, far below
     assert iou(torch.tensor([[count, 0], [0, count]])).tolist() == [1.0, 1.0]
     assert mean_iou(torch.tensor([[2**31, 2**31], [0, 2**31]])).item() == pytest.approx(0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30))
+def test_true_negatives_are_counted_over_all_pairs(pixels):
+    prediction, target = (torch.tensor(each) for each in zip(*pixels, strict=True))
+    negatives = [
+        own[1] != other[1] for own in pixels for other in pixels if own[0] != other[0]
+    ]  # pairs that differ in prediction
+    share = true_negatives(confusion_matrix(prediction, target, 4))
+    if negatives:
+        assert share.item() == pytest.approx(sum(negatives) / len(negatives))
+    else:
+        assert math.isnan(share)
+
+
+def test_true_negatives_of_a_billion_pixels():
+    matrix = torch.tensor([[10**9, 10], [0, 10**8]])
+    # False negatives: the ten pixels with the first class's others.
+    assert true_negatives(matrix).item() == pytest.approx(1 - 10 * 10**9 / (10**9 * (10**8 + 10)), rel=1e-9)

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from semiseg import paths, record
+from semiseg.metrics import confusion_matrix, mean_iou
 from tests import miniature
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
@@ -64,7 +67,23 @@ def test_a_run_from_params_to_its_record(mini_project: Path) -> None:
     assert provenance.images_per_second > 0
     assert provenance.data_sha256 == json.loads(Path("data/mini/manifest.json").read_text())["digest"]
     assert provenance.config["protocol"]["steps"] == miniature.STEPS
-    assert len(list((RUN.artefacts / "predictions").glob("*.png"))) == 2
+    images = pd.read_csv(RUN.artefacts / "images.csv", index_col="id")["miou"]
+    written = sorted((RUN.artefacts / "predictions").glob("*.png"))
+    assert [path.stem for path in written] == sorted(images.index)
+    counts, truth = torch.zeros(3, 3, dtype=torch.int64), Path("data/mini/SegmentationClass")
+    for path in written:
+        predicted, target = (
+            torch.from_numpy(np.array(Image.open(each))) for each in (path, truth / path.name)
+        )
+        matrix = confusion_matrix(predicted, target, 3)
+        assert images[path.stem] == pytest.approx(mean_iou(matrix).item())
+        counts += matrix
+    assert result.confusion == tuple(map(tuple, counts.tolist()))
+    assert result.miou == pytest.approx(mean_iou(counts).item())
+    history = pd.read_csv(RUN.history)
+    assert history["step"].tolist() == [2, 3, 4, 6]
+    assert history["val_miou_student"].notna().tolist() == [False, True, False, True]
+    assert history["val_true_negatives_student"].notna().tolist() == [False, True, False, True]
 
     model = torch.load(RUN.artefacts / "model.pt", weights_only=True)
     torch.save({**model, "config_sha256": "another"}, RUN.artefacts / "model.pt")

@@ -140,10 +140,11 @@ class Method(method.Method):
         entropy = entropy_loss(strong_logits, strong.labels != IGNORE, normalised=config.entropy_normalised)
         if config.contrast_weight > 0 and step >= config.ramp_up_steps - config.memory_lead_steps:
             self._remember(weak)
-        contrast = torch.zeros_like(supervised)
+        contrast, spread = torch.zeros_like(supervised), torch.zeros(2, device=supervised.device)
         if config.contrast_weight > 0 and step >= config.ramp_up_steps:
-            contrast = self._contrast(labelled_features, weak.labels)
-            contrast = contrast + self._contrast(strong_features, strong.labels)
+            of_labelled, spread_labelled = self._contrast(labelled_features, weak.labels)
+            of_strong, spread_strong = self._contrast(strong_features, strong.labels)
+            contrast, spread = of_labelled + of_strong, (spread_labelled + spread_strong) / 2
 
         loss = (
             supervised
@@ -152,8 +153,12 @@ class Method(method.Method):
             + config.contrast_weight * contrast
         )
         logs = {"supervised": supervised, "pseudo": pseudo, "entropy": entropy, "contrast": contrast}
-        remembered = self.memory.count.float().mean() / config.memory_size
-        return loss, {**{name: log.detach() for name, log in logs.items()}, "memory": remembered}
+        seen = {
+            "memory": self.memory.count.float().mean() / config.memory_size,
+            "attention_prediction": spread[0],
+            "attention_memory": spread[1],
+        }
+        return loss, {**{name: log.detach() for name, log in logs.items()}, **seen}
 
     def after_step(self, step: int) -> None:
         config = self.config
@@ -261,23 +266,27 @@ class Method(method.Method):
             an_image = int(self.num_classes / 3 * an_image)
         return images * max(1, an_image)
 
-    def _contrast(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Pull the student's predicted features towards the memory of their class."""
+    def _contrast(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pull the student's predicted features towards the memory of their class.
+
+        The loss, and how far the attention's weights spread on either side: (2,), prediction and memory.
+        """
         labels = _at_features(labels, (features.shape[-2], features.shape[-1]))
         counted = labels != IGNORE
         predictions = self.prediction(self.projection(_rows(features), counted), counted)
         memory = distributed.dealt(self.memory.features.flatten(0, 1))
         memory_labels = distributed.dealt(self.memory.labels().flatten())
-        return class_memory_loss(
-            predictions,
-            labels,
-            memory,
-            memory_labels,
-            # the attention learns to weigh features, and must not move them
-            _scores(self.prediction_attention, predictions.detach(), labels),
-            _scores(self.memory_attention, memory, memory_labels),
-            self.num_classes,
+        # the attention learns to weigh features, and must not move them
+        scores = _scores(self.prediction_attention, predictions.detach(), labels)
+        memory_scores = _scores(self.memory_attention, memory, memory_labels)
+        loss = class_memory_loss(
+            predictions, labels, memory, memory_labels, scores, memory_scores, self.num_classes
         )
+        spreads = (
+            attention_spread(scores, labels, self.num_classes),
+            attention_spread(memory_scores, memory_labels, self.num_classes),
+        )
+        return loss, torch.stack(spreads)
 
     @torch.no_grad()
     def _class_weights(self, labels: Tensor, pseudo_labels: Tensor, step: int) -> Tensor | None:
@@ -304,6 +313,22 @@ class Method(method.Method):
 def ramp_up(step: int, steps: int) -> float:
     """exp(−5 (1 − step / steps)²), one from ``steps`` on."""
     return 1.0 if step >= steps else math.exp(-5 * (1 - step / steps) ** 2)
+
+
+@torch.no_grad()
+def attention_spread(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The standard deviation of a class's weights w = s / mean(s), a mean over the classes that are there.
+
+    scores: (N,), the attention's, in (0, 1); labels: (N,) int, rows outside [0, num_classes) are ignored. A
+    float32 scalar: zero where all features of a class weigh the same, as without attention, or none is there.
+    """
+    classes = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    rows = torch.stack((torch.ones_like(scores), scores, scores.square())).double()
+    sums = rows.new_zeros(3, num_classes + 1).index_add_(1, classes, rows)[:, :num_classes]
+    sums = distributed.summed(sums)
+    count, mean, square = sums[0], *(sums[1:] / sums[0].clamp(min=1))
+    variance = (square / mean.square().clamp(min=1e-12) - 1).clamp(min=0)
+    return (torch.where(count > 0, variance.sqrt(), 0).sum() / (count > 0).sum().clamp(min=1)).float()
 
 
 def _jittered(images: Tensor, *, probability: float, strength: float) -> Tensor:

@@ -122,21 +122,26 @@ class Method(method.Method):
     ) -> tuple[Tensor, Logs]:
         assert unlabelled is not None
         supervised = cross_entropy(self.student(labelled.images), labelled.masks)
-        consistency = torch.zeros_like(supervised)
+        consistency = selected = torch.zeros_like(supervised)
         if step >= self.start:
-            consistency = self._self_training(unlabelled) if self.self_training else self._agree(unlabelled)
+            objective = self._self_training if self.self_training else self._agree
+            consistency, selected = objective(unlabelled)
         loss = supervised + self.config.weight * consistency
-        return loss, {"supervised": supervised.detach(), "consistency": consistency.detach()}
+        logs = {"supervised": supervised, "consistency": consistency, "selected": selected}
+        return loss, {name: log.detach() for name, log in logs.items()}
 
     # --- consistency of the overlap -------------------------------------------------------------------
 
-    def _agree(self, unlabelled: Unlabelled) -> Tensor:
-        """The overlap of two views, in both directions."""
+    def _agree(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
+        """The loss over the overlap of two views, in both directions, and the share that is selected."""
         one, two = self._seen(unlabelled, 1), self._seen(unlabelled, 2)
         if self.config.objective == "l2":
-            return self._distance(one, two) + self._distance(two, one)
+            loss = self._distance(one, two) + self._distance(two, one)
+            return loss, torch.ones_like(loss)
         negatives = self._negatives(one, two)
-        return self._contrast(one, two, *negatives) + self._contrast(two, one, *negatives)
+        loss, selected = self._contrast(one, two, *negatives)
+        other_loss, other_selected = self._contrast(two, one, *negatives)
+        return loss + other_loss, (selected + other_selected) / 2
 
     def _contrast(
         self,
@@ -145,15 +150,16 @@ class Method(method.Method):
         negatives: Tensor,
         negative_labels: Tensor,
         negative_valid: Tensor | None,
-    ) -> Tensor:
-        """The directional contrastive loss of a view's overlap with the other."""
+    ) -> tuple[Tensor, Tensor]:
+        """The directional contrastive loss of a view's overlap with the other, and the selected share."""
         config = self.config
         index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
-        return directional_contrastive_loss(
+        confidence = other.confidence[index]
+        loss = directional_contrastive_loss(
             anchor.projected,
             other.projected.detach()[index],
             anchor.confidence,
-            other.confidence[index],
+            confidence,
             anchor.labels,
             negatives,
             negative_labels,
@@ -166,6 +172,17 @@ class Method(method.Method):
             valid=overlap,
             negative_valid=negative_valid,
         )
+        return loss, self._selected(anchor.confidence, confidence, overlap)
+
+    @torch.no_grad()
+    def _selected(self, confidence: Tensor, other: Tensor, overlap: Tensor) -> Tensor:
+        """The share of the overlap's positions that both masks, M_d and M_pf, keep: a scalar in [0, 1]."""
+        selected = overlap
+        if self.config.directional:
+            selected = selected & (confidence < other)
+        if self.config.positive_filter:
+            selected = selected & (other > self.config.threshold)
+        return global_mean(selected.sum(), overlap.sum())
 
     def _distance(self, anchor: Seen, other: Seen) -> Tensor:
         """The squared distance of a view's overlap to the other, a mean over its positions."""
@@ -187,13 +204,14 @@ class Method(method.Method):
 
     # --- self-training --------------------------------------------------------------------------------
 
-    def _self_training(self, unlabelled: Unlabelled) -> Tensor:
-        """Cross-entropy of the first view with its own prediction, where that is confident."""
+    def _self_training(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the first view with its own prediction where that is confident, and that share."""
         logits = self.student(_augmented(unlabelled["image1"])).float()
         confidence, labels = torch.softmax(logits.detach(), dim=1).max(dim=1)
         inside = unflipped(_inside(unlabelled["inside"], *labels.shape[1:]), unlabelled["flip1"])
         labels = torch.where(inside & (confidence > self.config.threshold), labels, IGNORE)
-        return cross_entropy(logits, labels)
+        selected = global_mean((labels != IGNORE).sum(), inside.sum())
+        return cross_entropy(logits, labels), selected
 
     # --- features -------------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ def test_attention_weighs_features_and_does_not_move_them() -> None:
         features = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
         for attention in (method.prediction_attention, method.memory_attention) if frozen else ():
             attention.requires_grad_(False)
-        method._contrast(features, batch()[0].masks[:2]).backward()
+        method._contrast(features, batch()[0].masks[:2])[0].backward()
         gradients.append(features.grad)
     assert gradients[0].any()
     assert torch.equal(*gradients)
@@ -263,8 +263,31 @@ def test_ignored_pixels_stay_out_of_the_contrast() -> None:
     labels[0, 1] = IGNORE
     changed = features.clone()
     changed[0, :, 1] = 100
-    one, other = (learner()._contrast(each, labels) for each in (features, changed))
+    one, other = (learner()._contrast(each, labels)[0] for each in (features, changed))
     assert torch.equal(one, other)  # the batch norms of the heads do not see them either
+
+
+def test_the_spread_of_the_attention_is_that_of_each_classs_weights() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 3, 0, IGNORE, -1])
+    scores = torch.tensor([0.2, 0.4, 0.9, 0.5, 0.5, 0.7, 0.1, 0.9, 0.1])
+    spreads = []
+    for each in (0, 2, 3):  # class 1 is not there
+        weights = scores[labels == each] / scores[labels == each].mean()
+        spreads.append(weights.std(correction=0).item())
+    assert spreads[1] == 0
+    assert cmb.attention_spread(scores, labels, 4).item() == pytest.approx(sum(spreads) / 3, rel=1e-5)
+    nothing = torch.full_like(labels, IGNORE)
+    assert cmb.attention_spread(scores, nothing, 4) == 0
+    assert cmb.attention_spread(torch.ones(9), labels, 4) == 0
+
+
+@pytest.mark.parametrize(
+    ("attention", "weighed"),
+    [("both", (True, True)), ("prediction", (True, False)), ("none", (False, False))],
+)
+def test_the_logs_say_which_sides_are_weighed(attention: str, weighed: tuple[bool, bool]) -> None:
+    _, logs = take_step(learner(attention=attention, memory_order="random"))
+    assert (logs["attention_prediction"] > 0, logs["attention_memory"] > 0) == weighed
 
 
 # --- switches -------------------------------------------------------------------------------------------
@@ -291,7 +314,8 @@ def test_ignored_pixels_stay_out_of_the_contrast() -> None:
 )
 def test_a_switch_moves_the_losses_it_names_and_no_other(changes: dict[str, Any], moved: set[str]) -> None:
     (_, before), (_, after) = take_step(learner()), take_step(learner(**changes))
-    assert {name for name in before if before[name] != after[name]} == moved
+    losses = ("supervised", "pseudo", "entropy", "contrast")
+    assert {name for name in losses if before[name] != after[name]} == moved
 
 
 def test_the_total_is_the_weighted_sum() -> None:

@@ -145,14 +145,32 @@ def assert_same(method: Method, loss: Tensor, expected: Tensor) -> None:
 def test_the_contrast_is_the_printed_one_over_each_images_overlap(changes: dict[str, Any]) -> None:
     method, batch = learner(**changes), unlabelled()
     one, two = literal_views(method, batch, method.config.pooling)
-    assert_same(method, method._agree(batch), literal_contrast(one, two, [], method.config))
+    assert_same(method, method._agree(batch)[0], literal_contrast(one, two, [], method.config))
+
+
+@pytest.mark.parametrize("directional", [True, False])
+@pytest.mark.parametrize("positive_filter", [True, False])
+@pytest.mark.usefixtures("plain")
+def test_the_selected_share_is_that_of_the_overlap_which_both_masks_keep(
+    directional: bool, positive_filter: bool
+) -> None:
+    method, batch = learner(directional=directional, positive_filter=positive_filter), unlabelled()
+    one, two = (view["confidence"][:, 0].tolist() for view in literal_views(method, batch, pooled=True))
+    kept = [
+        (not directional or own < other) and (not positive_filter or other > method.config.threshold)
+        for anchors, others in ((one, two), (two, one))
+        for own, other in zip(anchors, others, strict=True)
+    ]
+    _, selected = method._agree(batch)
+    assert selected.item() == pytest.approx(sum(kept) / len(kept))
+    assert (selected < 1) == (directional or positive_filter)
 
 
 @pytest.mark.usefixtures("plain")
 def test_the_l2_row_is_the_mean_distance_of_the_overlap() -> None:
     method, batch = learner(objective="l2"), unlabelled()
     one, two = literal_views(method, batch, pooled=True)
-    assert_same(method, method._agree(batch), literal_l2(one, two))
+    assert_same(method, method._agree(batch)[0], literal_l2(one, two))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -163,7 +181,7 @@ def test_features_of_the_banks_steps_are_negatives_too(steps: int) -> None:
         batch = unlabelled(seed)
         one, two = literal_views(method, batch, pooled=True)
         expected = literal_contrast(one, two, earlier[-2 * steps :], method.config)
-        assert_same(method, method._agree(batch), expected)
+        assert_same(method, method._agree(batch)[0], expected)
         earlier += [{name: each.detach() for name, each in view["all"].items()} for view in (one, two)]
 
 
@@ -171,16 +189,19 @@ def test_features_of_the_banks_steps_are_negatives_too(steps: int) -> None:
 @pytest.mark.usefixtures("plain")
 def test_self_training_learns_its_own_confident_predictions(threshold: float) -> None:
     method, batch = learner(objective="self_training", threshold=threshold), unlabelled()
-    losses = []
+    losses, pixels = [], 0
     logits = method.student(batch["image1"])
     for i, (rows, columns) in enumerate(batch["inside"].tolist()):
         image = logits[i].flip(-1) if batch["flip1"][i] else logits[i]
         image = image[:, :rows, :columns].flatten(1).T
         confidence, labels = image.softmax(dim=1).max(dim=1)
         kept = confidence > threshold
+        pixels += len(kept)
         losses.append(cross_entropy(image[kept], labels[kept], reduction="none"))
     assert batch["inside"].min() < CROP
-    assert_same(method, method._self_training(batch), torch.cat(losses).mean())
+    loss, selected = method._self_training(batch)
+    assert_same(method, loss, torch.cat(losses).mean())
+    assert selected.item() == pytest.approx(len(torch.cat(losses)) / pixels)
 
 
 # --- the total ------------------------------------------------------------------------------------------
