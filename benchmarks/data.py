@@ -120,17 +120,22 @@ def endless(
         yield from loader
 
 
-def measure(dataset: PreparedDataset, ids: list[str], geometry: Geometry, workers: list[int]) -> None:
+def measure(
+    dataset: PreparedDataset, ids: list[str], geometry: Geometry, workers: list[int], cache_mib: int
+) -> None:
     epoch = len(ids) // BATCH
-    print(f"{dataset.name}: {len(ids)} images, crops of {geometry.crop}, {os.cpu_count()} cores\n")
+    print(f"{dataset.name}: {len(ids)} images, crops of {geometry.crop}, {os.cpu_count()} cores")
+    print(f"kept: in at most {cache_mib} MiB\n")
     print("| step | workers | images/s, first pass | images/s, second pass |")
     print("| --- | ---: | ---: | ---: |")
     print(f"| decoded | 0 | {rate(lambda: decoded(dataset, ids)):.0f} | |", flush=True)
     print(f"| augmented | 0 | {augmented(dataset, ids, geometry):.0f} | |", flush=True)
     for number in workers:
-        ours = streams.labelled_batches(dataset, ids, geometry, BATCH, 0, 0, 2 * epoch, number)
-        first, second = delivered(ours, epoch)
-        print(f"| delivered | {number} | {first:.0f} | {second:.0f} |", flush=True)
+        for name, mib in (("delivered", 0), ("delivered, kept", cache_mib)):
+            images = streams.Images(dataset, mib)
+            ours = streams.labelled_batches(images, ids, geometry, BATCH, 0, 0, 2 * epoch, number)
+            first, second = delivered(ours, epoch)
+            print(f"| {name} | {number} | {first:.0f} | {second:.0f} |", flush=True)
         plain = DataLoader(
             Plain(dataset, ids, geometry), BATCH, shuffle=True, drop_last=True, num_workers=number
         )
@@ -145,6 +150,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="a prepared dataset; else images are drawn")
     parser.add_argument("--images", type=int, default=512, help="at most so many")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
+    parser.add_argument("--cache-mib", type=int, default=1024, help="memory for decoded images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     geometry = config.load().protocols["voc"].geometry
@@ -155,7 +161,7 @@ def main() -> None:
             datasets = config.load().datasets
             dataset = open_dataset(arguments.dataset, config.look_up(datasets, arguments.dataset, "datasets"))
         ids = [each for each in dataset.ids("train") if dataset.mask_path(each).is_file()]
-        measure(dataset, ids[: arguments.images], geometry, arguments.workers)
+        measure(dataset, ids[: arguments.images], geometry, arguments.workers, arguments.cache_mib)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ Options = Mapping[str, Any]
 DRAWN = "drawn"  # the family of splits that are drawn from their seed
 # A field younger than the first records leaves a run's identity as it was while it holds this value.
 LATER_FIELDS = (("family", DRAWN),)
-WITHOUT_EFFECT = frozenset({"checkpoint_minutes"})  # fields that no number depends on: of no run's identity
+# Fields that no number depends on are of no run's identity.
+WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "image_cache_mib"})
 BACKBONES = ("resnet18", "resnet50", "resnet101")  # of torchvision, see semiseg/models/backbones.py
 T = typing.TypeVar("T")
 
@@ -164,6 +165,7 @@ class Protocol:
     log_every: int = 50  # steps
     workers: int = 2  # processes that read images, for each stream
     threads: int = 1  # CPU threads of one run; part of the run, for sums depend on it
+    image_cache_mib: int = 0  # memory in which a run keeps decoded images for its workers; 0: none are kept
     methods: Mapping[str, Options] = field(default_factory=dict)  # schedules cut short with the steps
 
     def __post_init__(self) -> None:
@@ -180,8 +182,9 @@ class Protocol:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
         if not self.checkpoint_minutes > 0:
             raise ValueError(f"checkpoint_minutes: {self.checkpoint_minutes} is not positive")
-        if self.workers < 0:
-            raise ValueError(f"workers: {self.workers} is negative")
+        for name in ("workers", "image_cache_mib"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from semiseg.checkpoint import Checkpoint, Networks
 from semiseg.config import Optimiser, RunConfig, from_tree
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
-from semiseg.data.streams import evaluation_images, labelled_batches, unlabelled_batches
+from semiseg.data.streams import Images, evaluation_images, labelled_batches, unlabelled_batches
 from semiseg.device import enough_memory
 from semiseg.errors import EXIT_INTERRUPTED, UserError
 from semiseg.evaluate import confusion
@@ -176,8 +177,12 @@ class Session:
     def _batches(self, first: int, last: int) -> Iterator[tuple[Labelled, Unlabelled | None]]:
         """The batches of steps [first, last)."""
         protocol, seed = self.config.protocol, self.config.run.seed
+        read = Images(self.dataset, protocol.image_cache_mib)
+        if protocol.image_cache_mib:
+            mib = protocol.image_cache_mib
+            print(f"{self.config.run}: decoded images are kept in at most {mib} MiB", file=sys.stderr)
         labelled = labelled_batches(
-            self.dataset, self.split.labelled, protocol.geometry,
+            read, self.split.labelled, protocol.geometry,
             protocol.labelled_batch, seed, first, last, protocol.workers,
         )  # fmt: skip
         if self._view is None:
@@ -185,7 +190,7 @@ class Session:
                 yield self._labelled(images, masks), None
             return
         unlabelled = unlabelled_batches(
-            self.dataset, self.split.unlabelled, self._view,
+            read, self.split.unlabelled, self._view,
             protocol.unlabelled_batch, seed, first, last, protocol.workers,
         )  # fmt: skip
         for (images, masks), views in zip(labelled, unlabelled, strict=True):

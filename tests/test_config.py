@@ -1,6 +1,7 @@
 """params.yaml is read strictly: what is wrong is named by its key, before anything starts."""
 
 import copy
+import dataclasses
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from semiseg import config, paths
 from semiseg.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 TREE = {
     "datasets": {"shapes": {"source": "shapes", "classes": ["background", "disc"]}},
     "protocols": {
@@ -163,3 +165,13 @@ def test_the_published_counts_are_ceilings(ratio: str, images: int, count: int) 
 
 def test_a_named_count_goes_before_the_ratio() -> None:
     assert config.Split("voc", "unified", Fraction("1/4"), count=2645).labelled_count(10582) == 2645
+
+
+def test_what_no_number_depends_on_is_no_part_of_a_runs_identity() -> None:
+    params = config.load(ROOT / "params.yaml")
+    run = params.run(paths.Run("cmb", "camvid_small-1_8", 0))
+    for name in config.WITHOUT_EFFECT:
+        other = dataclasses.replace(run.protocol, **{name: getattr(run.protocol, name) + 1})
+        assert dataclasses.replace(run, protocol=other).digest() == run.digest()
+    steps = dataclasses.replace(run.protocol, steps=run.protocol.steps + 1)
+    assert dataclasses.replace(run, protocol=steps).digest() != run.digest()

@@ -24,7 +24,7 @@ LABELLED = ["2008_000002", "2007_000039"]
 
 def params(server: Server) -> dict[str, object]:
     tree = deepcopy(miniature.PARAMS)
-    protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2}
+    protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2, "image_cache_mib": 1}
     names = config.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
     datasets = {
         "voc": {

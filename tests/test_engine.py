@@ -72,6 +72,19 @@ def test_a_step_is_seeded_by_seed_and_step_alone() -> None:
     assert len({draw(0, 3), draw(0, 4), draw(1, 3), draw(1, 2)}) == 4
 
 
+def test_a_run_is_the_same_with_and_without_kept_images(
+    mini_project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, short = paths.Run("cmb", "mini-1_4", 0), {"steps": 3, "validate_every": 3}
+    plain = torch.load(train(run, **short), weights_only=True)
+    capfd.readouterr()
+    kept = torch.load(train(run, **short, image_cache_mib=1), weights_only=True)
+    said = "cmb/mini-1_4/0: decoded images are kept in at most 1 MiB\n"
+    assert capfd.readouterr().err.count(said) == 1
+    assert same_tensors(plain["last"], kept["last"])
+    assert plain["config_sha256"] == kept["config_sha256"]
+
+
 @pytest.mark.parametrize("recipe", miniature.METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(
     mini_project: Path, recipe: str, monkeypatch: pytest.MonkeyPatch

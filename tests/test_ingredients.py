@@ -90,6 +90,15 @@ def test_ingredients_of_a_run_do_not_name_its_seed(params: config.Params) -> Non
     assert first == second
 
 
+def test_a_run_does_not_depend_on_the_memory_for_its_images(params: config.Params) -> None:
+    run = Run("cmb", "camvid-1_8", 0)
+    before = ingredients.train(params, run)
+    protocol = params.protocols["camvid"]
+    other = dataclasses.replace(protocol, image_cache_mib=protocol.image_cache_mib + 1)
+    protocols = {**params.protocols, "camvid": other}
+    assert ingredients.train(dataclasses.replace(params, protocols=protocols), run) == before
+
+
 def test_a_split_does_not_depend_on_the_protocol(params: config.Params) -> None:
     moved = dataclasses.replace(params.splits["camvid-1_8"], protocol="demo")
     other = dataclasses.replace(params, splits={**params.splits, "camvid-1_8": moved})

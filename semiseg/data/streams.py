@@ -7,7 +7,6 @@ Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch
 import ctypes
 import signal
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semiseg.config import Geometry
+from semiseg.data.cache import FORK, SharedCache
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.reading import read_image, read_mask
@@ -25,7 +25,6 @@ from semiseg.errors import UserError
 
 LABELLED, UNLABELLED = 0, 1
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process is sent when its parent ends
-CACHE_BYTES = 512 * 2**20  # of decoded images, for each stream in each process that reads
 
 Item = TypeVar("Item")
 Sample = tuple[Tensor, Tensor]
@@ -39,41 +38,39 @@ class ReaderDiedError(UserError):
 
 
 class Images:
-    """Decoded images and masks of a dataset, the latest ``CACHE_BYTES`` of them kept in memory."""
+    """The training images of a dataset and their masks, decoded.
 
-    def __init__(self, dataset: PreparedDataset) -> None:
+    ``cache_mib`` MiB of them are kept, for this process and those that are forked from it.
+    """
+
+    def __init__(self, dataset: PreparedDataset, cache_mib: int = 0) -> None:
         self._dataset = dataset
-        self._kept: OrderedDict[tuple[str, bool], tuple[Tensor, Tensor | None]] = OrderedDict()
-        self._bytes = 0
+        self._cache = None
+        if cache_mib:
+            ids = dataset.ids("train")
+            self._cache = SharedCache([*map(_image_key, ids), *map(_mask_key, ids)], cache_mib)
 
     def image(self, identifier: str) -> Tensor:
-        """(3, H, W) uint8; its mask is not read."""
-        return self._read(identifier, with_mask=False)[0]
+        """(3, H, W) uint8; its mask is not read. Must not be written to."""
+        path = self._dataset.image_path(identifier)
+        return self._kept(_image_key(identifier), lambda: read_image(path))
 
     def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
-        """(3, H, W) uint8 and (H, W) uint8."""
-        image, mask = self._read(identifier, with_mask=True)
-        assert mask is not None
-        return image, mask
+        """(3, H, W) uint8 and (H, W) uint8. Must not be written to."""
+        image, path = self.image(identifier), self._dataset.mask_path(identifier)
+        classes = len(self._dataset.classes)
+        return image, self._kept(_mask_key(identifier), lambda: read_mask(path, image, classes))
 
-    def _read(self, identifier: str, *, with_mask: bool) -> tuple[Tensor, Tensor | None]:
-        key = (identifier, with_mask)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        image, mask = read_image(self._dataset.image_path(identifier)), None
-        if with_mask:
-            mask = read_mask(self._dataset.mask_path(identifier), image, len(self._dataset.classes))
-        self._kept[key] = (image, mask)
-        self._bytes += _bytes(image, mask)
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            _, (old_image, old_mask) = self._kept.popitem(last=False)
-            self._bytes -= _bytes(old_image, old_mask)
-        return image, mask
+    def _kept(self, key: str, read: Callable[[], Tensor]) -> Tensor:
+        return read() if self._cache is None else self._cache.get(key, read)
 
 
-def _bytes(image: Tensor, mask: Tensor | None) -> int:
-    return image.nbytes + (mask.nbytes if mask is not None else 0)
+def _image_key(identifier: str) -> str:
+    return f"image {identifier}"
+
+
+def _mask_key(identifier: str) -> str:
+    return f"mask {identifier}"
 
 
 class Stream(Dataset[Item]):
@@ -106,8 +103,8 @@ def _number(*entropy: int) -> int:
 
 
 class _Labelled:
-    def __init__(self, dataset: PreparedDataset, geometry: Geometry) -> None:
-        self._images, self._geometry = Images(dataset), geometry
+    def __init__(self, images: Images, geometry: Geometry) -> None:
+        self._images, self._geometry = images, geometry
 
     def __call__(self, identifier: str, generator: torch.Generator) -> Sample:
         image, mask = self._images.pair(identifier)
@@ -115,15 +112,15 @@ class _Labelled:
 
 
 class _Unlabelled:
-    def __init__(self, dataset: PreparedDataset, view: View) -> None:
-        self._images, self._view = Images(dataset), view
+    def __init__(self, images: Images, view: View) -> None:
+        self._images, self._view = images, view
 
     def __call__(self, identifier: str, generator: torch.Generator) -> dict[str, Tensor]:
         return self._view(self._images.image(identifier), generator)
 
 
 def labelled_batches(
-    dataset: PreparedDataset,
+    images: Images,
     ids: Sequence[str],
     geometry: Geometry,
     batch_size: int,
@@ -133,12 +130,12 @@ def labelled_batches(
     workers: int,
 ) -> Iterator[Sample]:
     """Batches of steps [first_step, last_step): images (B, 3, c, c) and masks (B, c, c), both uint8."""
-    stream = Stream(ids, seed, LABELLED, _Labelled(dataset, geometry))
+    stream = Stream(ids, seed, LABELLED, _Labelled(images, geometry))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
 
 def unlabelled_batches(
-    dataset: PreparedDataset,
+    images: Images,
     ids: Sequence[str],
     view: View,
     batch_size: int,
@@ -148,7 +145,7 @@ def unlabelled_batches(
     workers: int,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of steps [first_step, last_step): what ``view`` returns, stacked."""
-    stream = Stream(ids, seed, UNLABELLED, _Unlabelled(dataset, view))
+    stream = Stream(ids, seed, UNLABELLED, _Unlabelled(images, view))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
 
@@ -160,6 +157,7 @@ def _batches(
         batch_size,
         sampler=range(first_step * batch_size, last_step * batch_size),
         num_workers=workers,
+        multiprocessing_context=FORK if workers else None,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_serve,

@@ -1,4 +1,4 @@
-from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from semiseg import config
-from semiseg.data import streams
+from semiseg.data import cache, streams
 from semiseg.data.prepared import PreparedDataset, open_dataset
 from semiseg.errors import UserError
-from tests.miniature import PARAMS
 
 GEOMETRY = config.Geometry(48, (0.75, 1.5), 32)
 
@@ -53,7 +52,7 @@ def test_labelled_batches_do_not_depend_on_workers_or_on_where_they_start(mini_p
     ids = dataset.ids("train")[:5]  # a batch of 4 crosses the ends of epochs
 
     def batches(first: int, workers: int) -> list[tuple[Tensor, Tensor]]:
-        return list(streams.labelled_batches(dataset, ids, GEOMETRY, 4, 3, first, 6, workers))
+        return list(streams.labelled_batches(streams.Images(dataset), ids, GEOMETRY, 4, 3, first, 6, workers))
 
     whole = batches(0, 0)
     assert len(whole) == 6
@@ -74,9 +73,9 @@ def test_unlabelled_batches_stack_what_the_view_returns_and_read_no_mask(mini_pr
         mask.unlink()
     view = partial(weak_view, size=16)
     ids = dataset.ids("train")
-    whole = list(streams.unlabelled_batches(dataset, ids, view, 2, 0, 0, 5, 0))
+    whole = list(streams.unlabelled_batches(streams.Images(dataset), ids, view, 2, 0, 0, 5, 0))
     assert [batch["weak"].shape for batch in whole] == [(2, 3, 16, 16)] * 5
-    by_workers = list(streams.unlabelled_batches(dataset, ids, view, 2, 0, 0, 5, 2))
+    by_workers = list(streams.unlabelled_batches(streams.Images(dataset), ids, view, 2, 0, 0, 5, 2))
     for batch, same in zip(whole, by_workers, strict=True):
         assert batch.keys() == same.keys() == {"weak", "draw"}
         assert all(torch.equal(batch[name], same[name]) for name in batch)
@@ -98,34 +97,35 @@ def test_a_broken_image_is_named_in_one_line_by_any_worker(mini_project: Path, w
     broken = dataset.image_path(dataset.ids("train")[3])
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(UserError) as refusal:
-        list(streams.labelled_batches(dataset, dataset.ids("train"), GEOMETRY, 2, 0, 0, 4, workers))
+        list(
+            streams.labelled_batches(
+                streams.Images(dataset), dataset.ids("train"), GEOMETRY, 2, 0, 0, 4, workers
+            )
+        )
     assert str(refusal.value).startswith(f"{broken}: unreadable image (")
     assert "\n" not in str(refusal.value)
 
 
-def test_decoded_images_are_kept_up_to_a_number_of_bytes(
-    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache_mib", [1, 64])
+def test_batches_are_the_same_with_and_without_a_cache(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch, workers: int, cache_mib: int
 ) -> None:
-    dataset, read = mini(), Counter[str]()
-
-    def counted(path: Path) -> Tensor:
-        read[path.stem] += 1
-        return torch.zeros(3, 10, 10, dtype=torch.uint8)
-
-    monkeypatch.setattr(streams, "read_image", counted)
-    monkeypatch.setattr(streams, "CACHE_BYTES", 600)  # two images of 300 bytes
-    images = streams.Images(dataset)
-    for identifier in ("a", "b", "a", "b", "c", "b", "a"):
-        images.image(identifier)
-    assert read == {"a": 2, "b": 1, "c": 1}  # c pushed out a, the one unused for longest
-
-
-def test_what_is_kept_is_what_was_read(mini_project: Path) -> None:
     dataset = mini()
-    images = streams.Images(dataset)
-    first = [images.pair(each) for each in dataset.ids("train")]
-    second = [images.pair(each) for each in dataset.ids("train")]
-    fresh = [streams.Images(dataset).pair(each) for each in dataset.ids("train")]
-    for one, two, three in zip(first, second, fresh, strict=True):
-        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three, strict=True))
-    assert PARAMS["datasets"]["mini"]["options"]["train"] == len(first)
+    monkeypatch.setattr(
+        cache, "MIB", 20_000
+    )  # of 8 images of 48 x 48 and 4 masks: 1 "MiB" holds some, 64 all
+    ids = dataset.ids("train")
+
+    def batches(images: streams.Images) -> Iterator[Tensor]:
+        for both in streams.labelled_batches(images, ids[:4], GEOMETRY, 4, 3, 0, 6, workers):
+            yield from both
+        for views in streams.unlabelled_batches(
+            images, ids, partial(weak_view, size=16), 4, 3, 0, 6, workers
+        ):
+            yield from views.values()
+
+    plain, kept = streams.Images(dataset), streams.Images(dataset, cache_mib)
+    for _ in range(2):  # the second time from what the first one kept
+        for one, other in zip(batches(plain), batches(kept), strict=True):
+            assert torch.equal(one, other)
