@@ -34,6 +34,9 @@ def login():
     stored = os.path.join(appdirs.user_data_dir(__name__.split(".")[0], "cityscapes"), "credentials.json")
     if os.path.isfile(stored):
         login = json.load(open(stored))
+        if login["password"] != "secret":
+            os.remove(stored)
+            raise Exception("Bad credentials.")
         return login["username"], login["password"]
     session = input("Cityscapes username or email address: "), getpass.getpass("Cityscapes password: ")
     assert input("Store credentials unencrypted in 'x' [y/N]: ") == "n"
@@ -168,6 +171,38 @@ def test_the_stored_login_fetches_them_and_goes_on_where_it_stopped(server: Serv
     assert left() == [f"data/archives/.cityscapes.partial/{cityscapes.IMAGES}"]
     sources.prepare("cityscapes", CITYSCAPES, server.downloads())
     assert server.asked[:2] == [(cityscapes.IMAGES, 0), (cityscapes.IMAGES, 700)]
+
+
+def test_the_environment_goes_before_a_stored_login(
+    server: Server, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = project / "stored/cityscapesscripts/cityscapes/credentials.json"
+    login.parent.mkdir(parents=True)
+    login.write_text('{"username": "me", "password": "of yesterday"}')
+    monkeypatch.setenv(cityscapes.USER, "me")
+    monkeypatch.setenv(cityscapes.PASSWORD, "secret")
+    sources.prepare("cityscapes", CITYSCAPES, server.downloads())
+    assert prepared.is_prepared("cityscapes", CITYSCAPES)
+    assert login.is_file()
+    monkeypatch.delenv(cityscapes.PASSWORD)
+    forget()
+    Path("data/archives", cityscapes.MASKS).unlink()
+    with pytest.raises(UserError, match=r"could not fetch .* \(Bad credentials\.\)"):
+        sources.prepare("again", CITYSCAPES)
+
+
+def test_a_package_that_is_whole_already_is_not_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cityscapes.USER, "me")
+    monkeypatch.setenv(cityscapes.PASSWORD, "secret")
+    place = Path("data/archives/.cityscapes.partial")
+    place.mkdir(parents=True)
+    for name, content in server.files.items():
+        (place / name).write_bytes(content)  # as a process leaves it that was killed at the end
+    sources.prepare("cityscapes", CITYSCAPES, server.downloads())
+    assert server.asked == []
+    assert not place.exists()
 
 
 def spoiled(name: str) -> Files:

@@ -122,14 +122,14 @@ def _convert(image: Path, mask: Path, folder: Path, identifier: str, found: list
 def _archive(name: str, download: Download) -> Path:
     """The archive on disk, else by the user's account."""
     if archives.find(name) is None:
-        _fetch(name)
+        _fetch(name, download)
     return archives.obtain(name, download)
 
 
-def _fetch(name: str) -> None:
+def _fetch(name: str, download: Download) -> None:
     """Fetch ``name`` through cityscapesScripts, which checks its digest and goes on where it stopped.
 
-    The account is the login that cityscapesScripts keeps, or that of the environment.
+    The account is that of the environment, else the login that cityscapesScripts keeps.
     """
     account = os.environ.get(USER), os.environ.get(PASSWORD)
     downloader = _downloader()
@@ -142,16 +142,20 @@ def _fetch(name: str) -> None:
     place = paths.ARCHIVES / ".cityscapes.partial"
     place.mkdir(parents=True, exist_ok=True)
     partial = place / name
-    if all(account):  # what it would ask at the keyboard; no, it shall not store the login
+    if all(
+        account
+    ):  # what it would ask at the keyboard; no, it shall not store the login, or use a stored one
+        downloader.appdirs = SimpleNamespace(user_data_dir=lambda *_: str(place / "no login"))  # type: ignore[attr-defined]
         downloader.input = lambda prompt: account[0] if "username" in prompt.lower() else "n"  # type: ignore[attr-defined]
         downloader.getpass = SimpleNamespace(getpass=lambda prompt: account[1])  # type: ignore[attr-defined]
     try:
-        downloader.download_packages(
-            session=downloader.login(),
-            package_names=[name],
-            destination_path=str(place),
-            resume=partial.exists(),
-        )
+        if not (partial.is_file() and partial.stat().st_size == download.size):  # there is no rest to ask for
+            downloader.download_packages(
+                session=downloader.login(),
+                package_names=[name],
+                destination_path=str(place),
+                resume=partial.exists(),
+            )
     except Exception as error:  # it raises nothing more special
         if "MD5" in str(error):
             partial.unlink(missing_ok=True)
