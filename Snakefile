@@ -53,17 +53,9 @@ def threads_of(wildcards):
     return PARAMS.run(run_of(wildcards)).protocol.threads
 
 
-def runs_in_table(grid):
-    """The grid's runs and, of the grid beside it, those on the same splits and seeds."""
-    entry = PARAMS.grids[grid]
-    beside = PARAMS.grids[entry.beside].runs() if entry.beside else []
-    return entry.runs() + [
-        run for run in beside if run.split in entry.splits and run.seed in entry.seeds
-    ]
-
-
 def records_of(wildcards):
-    return [str(run.metrics) for run in runs_in_table(wildcards.grid)]
+    """Of the grid's runs, and of those of other grids that stand in its table."""
+    return [str(run.metrics) for run in PARAMS.grids[wildcards.grid].table()]
 
 
 def histories_of(wildcards):

@@ -34,8 +34,8 @@ HEAD = """\
 #
 # A stage depends on the files that it reads and on data/ingredients/..., where `check` notes the numbers of
 # params.yaml and the code that decide its result: a change runs again what it touches, and only that.
-# Two stages may not own one file, so no run belongs to two grids: an ablation holds its variants alone and
-# has the main grid beside it.
+# Two stages may not own one file, so no run belongs to two grids: an ablation holds its variants alone, and
+# its table reads the other rows from the grids that have them (beside, in params.yaml).
 
 vars:
   - ../params.yaml
@@ -152,7 +152,7 @@ def stages(params: Params) -> str:
     text += matrices("train", TRAIN, runs(params))
     text += matrices("evaluate", EVALUATE, runs(params))
     for name, grid in params.grids.items():
-        text += TABLES.format(grid=name, title=grid.title, records=records(params, grid))
+        text += TABLES.format(grid=name, title=grid.title, records=records(grid))
         if name not in TARGETS:
             text += report(params, name, "..")
     return text
@@ -161,7 +161,7 @@ def stages(params: Params) -> str:
 def report(params: Params, name: str, folder: str) -> str:
     """A grid's last stage; ``folder`` is the way to the project's."""
     grid = params.grids[name]
-    return REPORT.format(grid=name, title=grid.title, folder=folder, records=records(params, grid))
+    return REPORT.format(grid=name, title=grid.title, folder=folder, records=records(grid))
 
 
 def matrices(stage: str, body: str, entries: dict[str, dict[str, str]]) -> str:
@@ -204,11 +204,9 @@ def runs(params: Params) -> dict[str, dict[str, str]]:
     return entries
 
 
-def records(params: Params, grid: Grid) -> str:
-    """A line for each folder of records in the grid's table, those of the grid beside it included."""
-    beside = params.grids[grid.beside].runs() if grid.beside else []
-    others = [run for run in beside if run.split in grid.splits and run.seed in grid.seeds]
-    folders = dict.fromkeys(run.metrics.parents[1] for run in [*grid.runs(), *others])
+def records(grid: Grid) -> str:
+    """A line for each folder of records in the grid's table, those of other grids included."""
+    folders = dict.fromkeys(run.metrics.parents[1] for run in grid.table())
     return "\n".join(f"      - {folder.as_posix()}" for folder in folders)
 
 

@@ -98,13 +98,15 @@ class Network:
 
     head: str  # a file of semiseg/models/heads/: deeplabv3plus
     backbone: str  # resnet18, resnet50, resnet101
-    weights: str  # imagenet, none, or a file's path
+    weights: str  # imagenet, coco, none, or a file's path
     output_stride: int = 16
     decoder_channels: int = 256
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone: there is no '{self.backbone}'; there are {', '.join(BACKBONES)}")
+        if self.weights == "coco" and self.backbone != "resnet101":
+            raise ValueError(f"weights: coco is there for resnet101, not for {self.backbone}")
         if self.output_stride not in (8, 16):
             raise ValueError(f"output_stride: {self.output_stride} is neither 8 nor 16")
         if self.decoder_channels < 1:
@@ -203,20 +205,35 @@ class Grid:
     recipes: tuple[str, ...]
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
-    beside: str | None = None  # a grid whose runs on the same splits stand in the table too
+    beside: tuple[str, ...] = ()  # recipes that other grids run on these splits and seeds: first in the table
 
     def __post_init__(self) -> None:
         for name in ("recipes", "splits", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}: {list(values)} must name something, and nothing twice")
+        if len(set(self.rows)) < len(self.rows):
+            raise ValueError(f"beside: {list(self.beside)}: a recipe stands twice, or among the grid's own")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: {min(self.seeds)} is negative")
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The recipes of the grid's table."""
+        return (*self.beside, *self.recipes)
+
     def runs(self) -> list[paths.Run]:
+        """Its own: no other grid has them."""
+        return self._runs(self.recipes)
+
+    def table(self) -> list[paths.Run]:
+        """Those that its table reads: its own, and of other grids those beside."""
+        return self._runs(self.rows)
+
+    def _runs(self, recipes: tuple[str, ...]) -> list[paths.Run]:
         return [
             paths.Run(recipe, split, seed)
-            for recipe in self.recipes
+            for recipe in recipes
             for split in self.splits
             for seed in self.seeds
         ]
@@ -262,6 +279,14 @@ class Params:
             protocol=dataclasses.replace(protocol, methods={}),
             method=recipe.method,
             options={**protocol.methods.get(recipe.method, {}), **recipe.options},
+        )
+
+    def grid_of(self, run: paths.Run) -> str:
+        """The name of the grid that runs ``run``; one of them does."""
+        return next(
+            name
+            for name, grid in self.grids.items()
+            if run.recipe in grid.recipes and run.split in grid.splits and run.seed in grid.seeds
         )
 
 
@@ -400,8 +425,24 @@ def _check_references(params: Params) -> None:
             _check_name(params.recipes, recipe_name, f"grids: {name}: recipes")
         for split_name in grid.splits:
             _check_name(params.splits, split_name, f"grids: {name}: splits")
-        if grid.beside is not None:
-            _check_name(params.grids, grid.beside, f"grids: {name}: beside")
+    _check_runs(params.grids)
+
+
+def _check_runs(grids: Mapping[str, Grid]) -> None:
+    """Every run belongs to one grid: two stages of DVC may not own one output."""
+    owners: dict[paths.Run, str] = {}
+    for name, grid in grids.items():
+        for run in grid.runs():
+            if run in owners:
+                raise UserError(
+                    f"params.yaml: grids: {owners[run]} and {name} both run {run}; "
+                    f"name {run.recipe} under beside in one of them"
+                )
+            owners[run] = name
+    for name, grid in grids.items():
+        for run in grid.table():
+            if run not in owners:
+                raise UserError(f"params.yaml: grids: {name}: beside: no grid runs {run}")
 
 
 def _check_name(entries: Mapping[str, object], name: str, key: str) -> None:
@@ -419,7 +460,8 @@ def check_options(params: Params) -> None:
     """Build every recipe's Config and the views of every run of a grid, so that what cannot work is refused
     before any run starts.
 
-    Imports the methods, and with them torch.
+    Weights and data that are not there stop the runs that need them, and no others. Imports the methods, and
+    with them torch.
     """
     for name, recipe in params.recipes.items():
         module = importlib.import_module(f"semiseg.methods.{recipe.method}")
@@ -434,10 +476,3 @@ def check_options(params: Params) -> None:
                 if name in grid.recipes
             ):
                 module.views(config, protocol.geometry)
-    for name, protocol in params.protocols.items():
-        weights = protocol.network.weights
-        if weights not in ("imagenet", "none") and not Path(weights).is_file():
-            raise UserError(
-                f"params.yaml: protocols: {name}: network: weights: {weights}: no such file; "
-                "give imagenet, none or a file's path"
-            )

@@ -82,11 +82,10 @@ def report(params: Params, grid: str) -> dict[str, Any]:
 
 def _grid(params: Params, name: str) -> dict[str, Any]:
     """A grid and the published figures beside it."""
-    grid = look_up(params.grids, name, "grids")
-    recipes = [*grid.recipes, *(params.grids[grid.beside].recipes if grid.beside is not None else ())]
-    beside = published.load().beside(params, recipes, grid.splits)
+    grid, reference = look_up(params.grids, name, "grids"), published.load()
+    beside = reference.beside(params, grid.rows, grid.splits)
     figures = {f"{recipe}/{split}": dataclasses.asdict(each) for (recipe, split), each in beside.items()}
-    return {**dataclasses.asdict(grid), "published": figures}
+    return {**dataclasses.asdict(grid), "published": figures, "paper": reference.numbers(name)}
 
 
 def text(ingredients: dict[str, Any]) -> str:

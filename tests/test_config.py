@@ -10,6 +10,7 @@ import yaml
 
 from semiseg import config, paths
 from semiseg.errors import UserError
+from semiseg.models.build import build
 
 ROOT = Path(__file__).parents[1]
 TREE = {
@@ -94,7 +95,14 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
         ("datasets.shapes.source", "imagenet", "source: there is no 'imagenet'; there are"),
         ("recipes.supervised.method", "magic", "recipes: supervised: method: there is no 'magic'"),
         ("grids.demo.recipes", ["cmb"], "grids: demo: recipes: there is no 'cmb'"),
-        ("grids.demo.beside", "main", "grids: demo: beside: there is no 'main'"),
+        ("grids.demo.beside", ["cmb"], "grids: demo: beside: no grid runs cmb/shapes-1_8/0"),
+        ("grids.demo.beside", ["supervised"], "beside: ['supervised']: a recipe stands twice, or among"),
+        (
+            "grids.again",
+            {"title": "Again", "recipes": ["supervised"], "splits": ["shapes-1_8"], "seeds": [1]},
+            "again and demo both run supervised/shapes-1_8/1; name supervised under beside in one of them",
+        ),
+        ("protocols.short.network.weights", "coco", "weights: coco is there for resnet101, not for resnet18"),
         ("grids", None, "missing key 'grids'"),
     ],
 )
@@ -114,15 +122,20 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_a_run_cannot_work_with_is_refused_before_it_starts(tmp_path: Path) -> None:
-    tree = with_value("protocols.short.network.weights", "absent.pth")
-    with pytest.raises(UserError, match=r"protocols: short: network: weights: absent\.pth: no such file"):
-        config.check_options(read(tmp_path, tree))
     tree = with_value("protocols.short.geometry.crop", 47)
     tree["recipes"]["dcc"] = {"method": "dcc"}
     config.check_options(read(tmp_path, tree))  # no grid runs it
     tree["grids"]["demo"]["recipes"].append("dcc")
     with pytest.raises(UserError, match="crop 47 is not a multiple of DCC's stride 8"):
         config.check_options(read(tmp_path, tree))
+
+
+def test_weights_that_are_not_there_stop_only_the_runs_that_need_them(tmp_path: Path) -> None:
+    params = read(tmp_path, with_value("protocols.short.network.weights", "absent.pth"))
+    config.check_options(params)
+    network = params.protocols["short"].network
+    with pytest.raises(UserError, match=r"network: weights: absent\.pth: no such file; give imagenet, coco"):
+        build(network, 2)
 
 
 def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
@@ -137,6 +150,25 @@ def test_a_wrong_option_of_a_method_is_refused(tmp_path: Path) -> None:
     params = read(tmp_path, with_value("recipes.supervised.options", {"weight": 1}))
     with pytest.raises(UserError, match=r"recipes: supervised: options.*unknown key 'weight'"):
         config.check_options(params)
+
+
+def test_a_table_reads_what_other_grids_run_on_its_splits_and_seeds(tmp_path: Path) -> None:
+    tree = with_value(
+        "grids.variant",
+        {
+            "title": "Variant",
+            "recipes": ["other"],
+            "splits": ["shapes-1_8"],
+            "seeds": [1],
+            "beside": ["supervised"],
+        },
+    )
+    tree["recipes"]["other"] = {"method": "supervised"}
+    params = read(tmp_path, tree)
+    variant = params.grids["variant"]
+    assert [str(run) for run in variant.runs()] == ["other/shapes-1_8/1"]
+    assert [str(run) for run in variant.table()] == ["supervised/shapes-1_8/1", "other/shapes-1_8/1"]
+    assert [params.grid_of(run) for run in variant.table()] == ["demo", "variant"]
 
 
 def test_the_digest_changes_with_what_a_run_reads_and_with_nothing_else(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's ImageNet ones, none, or a file."""
+"""Weights to start from: torchvision's ImageNet or COCO ones, none, or a file."""
 
 import pickle
 import zipfile
@@ -19,19 +19,32 @@ IMAGENET = {
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
 }
+# torchvision's DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1: trained on COCO, with the classes of VOC.
+COCO = "deeplabv3_resnet101_coco-586e9e4e.pth"
 ADDRESS = "https://download.pytorch.org/models"
 
 
 def load(built: SegmentationNetwork, network: Network) -> None:
     """Load what ``network.weights`` names into ``built``.
 
-    ``imagenet``: torchvision's file for the backbone. ``none``: nothing. Else a file's path: a state dict of
-    torchvision's ResNet (its classifier fc is left out) or of a whole SegmentationNetwork. Raises UserError
-    for a file that cannot be had or read, or whose tensors are not exactly the network's.
+    ``imagenet``: torchvision's file for the backbone. ``coco``: the backbone of torchvision's DeepLabv3.
+    ``none``: nothing. Else a file's path: a state dict of torchvision's ResNet (its classifier fc is left
+    out) or of a whole SegmentationNetwork. Raises UserError for a file that cannot be had or read, or whose
+    tensors are not exactly the network's.
     """
     if network.weights == "none":
         return
-    path = imagenet(network.backbone) if network.weights == "imagenet" else Path(network.weights)
+    if network.weights == "coco":
+        path = torchvisions(COCO)
+        trunk = {
+            name.removeprefix("backbone."): tensor
+            for name, tensor in read(path).items()
+            if name.startswith("backbone.")
+        }
+        fill(built.backbone, trunk, path)
+        return
+    imagenet = network.weights == "imagenet"
+    path = torchvisions(IMAGENET[network.backbone]) if imagenet else Path(network.weights)
     tensors = read(path)
     if any(name.startswith("backbone.") for name in tensors):
         fill(built, tensors, path)
@@ -40,9 +53,8 @@ def load(built: SegmentationNetwork, network: Network) -> None:
         fill(built.backbone, trunk, path)
 
 
-def imagenet(backbone: str) -> Path:
-    """torchvision's file for ``backbone``, found among the archives or fetched; its digest is checked."""
-    name = IMAGENET[backbone]
+def torchvisions(name: str) -> Path:
+    """torchvision's file of that name, found among the archives or fetched; its digest is checked."""
     address = f"{ADDRESS}/{name}"
     path = archives.find(name) or archives.fetch(name, [address], sha256=None)
     digest = archives.digest(path)
@@ -57,7 +69,7 @@ def imagenet(backbone: str) -> Path:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict's file, on the CPU, read without running code from it."""
     if not path.is_file():
-        raise UserError(f"network: weights: {path}: no such file; give imagenet, none or a file's path")
+        raise UserError(f"network: weights: {path}: no such file; give imagenet, coco, none or a file's path")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:

@@ -69,14 +69,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Results:
-    """A grid, the rows of its table (those of the grid beside it first) and its finished runs."""
+    """A grid and the finished runs of its table."""
 
     name: str
     grid: Grid
     params: Params
-    recipes: tuple[str, ...]
     records: Mapping[Run, Record]  # in the table's order: recipe, split, seed
     published: Mapping[tuple[str, str], Printed]  # by recipe and split
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The rows of the table, those of other grids first."""
+        return self.grid.rows
 
     def runs(self, recipe: str, split: str) -> list[Record]:
         """The finished runs of one cell, by seed."""
@@ -115,18 +119,7 @@ class Results:
 
     def missing(self) -> dict[str, list[Run]]:
         """The runs of the table that are not there, by the grid whose target runs them."""
-        grids = {self.name: self.grid}
-        if self.grid.beside is not None:
-            grids[self.grid.beside] = self.params.grids[self.grid.beside]
-        wanted = set(self._table())
-        missing = {
-            name: [run for run in grid.runs() if run in wanted and run not in self.records]
-            for name, grid in grids.items()
-        }
-        return {name: runs for name, runs in missing.items() if runs}
-
-    def _table(self) -> list[Run]:
-        return _table(self.grid, self.recipes)
+        return by_grid(self.params, [run for run in self.grid.table() if run not in self.records], self.name)
 
     def dataset(self, split: str) -> Dataset:
         return self.params.datasets[self.params.splits[split].dataset]
@@ -164,33 +157,37 @@ def command(grid: str) -> str:
     return f"snakemake {grid} --cores 8 --resources gpu=4"
 
 
+def by_grid(params: Params, runs: Iterable[Run], first: str) -> dict[str, list[Run]]:
+    """``runs`` by the grid whose target runs them, that of the grid ``first`` before the others."""
+    found: dict[str, list[Run]] = {first: []}
+    for run in runs:
+        found.setdefault(params.grid_of(run), []).append(run)
+    return {name: each for name, each in found.items() if each}
+
+
 def collect(params: Params, name: str) -> Results:
-    """Read the records of the grid ``name`` and of the grid beside it.
+    """Read the records of the table of the grid ``name``.
 
     Raises UserError for an unknown grid, and for a record of another configuration than params.yaml has now.
     """
     grid = look_up(params.grids, name, "grids")
-    recipes = grid.recipes
-    if grid.beside is not None:
-        recipes = tuple(dict.fromkeys((*params.grids[grid.beside].recipes, *grid.recipes)))
-    records = {}
-    for run in _table(grid, recipes):
-        if run.metrics.exists():
-            records[run] = read(params, run, name)
-    beside = published.load().beside(params, recipes, grid.splits)
-    return Results(name, grid, params, recipes, records, beside)
+    beside = published.load().beside(params, grid.rows, grid.splits)
+    return Results(name, grid, params, finished(params, grid.table()), beside)
 
 
-def _table(grid: Grid, recipes: Iterable[str]) -> list[Run]:
-    return [Run(recipe, split, seed) for recipe in recipes for split in grid.splits for seed in grid.seeds]
+def finished(params: Params, runs: Iterable[Run]) -> dict[Run, Record]:
+    """The records of those of ``runs`` that have one.
+
+    Raises UserError for a record of another configuration than params.yaml has.
+    """
+    return {run: _read(params, run) for run in runs if run.metrics.exists()}
 
 
-def read(params: Params, run: Run, grid: str) -> Record:
-    """A finished run's record. Raises UserError for one of another configuration than params.yaml has."""
+def _read(params: Params, run: Run) -> Record:
     found = record.read(run.metrics)
     if found.provenance.config_sha256 != params.run(run).digest():
         raise UserError(
             f"{run.metrics}: the run {run} was made with another configuration than params.yaml has now; "
-            f"restore params.yaml, or remove this file and run it again: {command(grid)}"
+            f"restore params.yaml, or remove this file and run it again: {command(params.grid_of(run))}"
         )
     return found

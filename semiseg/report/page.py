@@ -7,7 +7,7 @@ records and figures that are there, so whichever comes last leaves it complete.
 import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from PIL import Image
 from semiseg.config import Params
 from semiseg.errors import UserError
 from semiseg.files import write_text
-from semiseg.paths import RESULTS
+from semiseg.paths import RESULTS, Run
 from semiseg.record import Record
 from semiseg.report import figures, papers, published, tables
 from semiseg.report.collect import Results, best, collect, command, last
@@ -76,7 +76,10 @@ def write(params: Params) -> list[str]:
 def render(params: Params) -> tuple[str, list[str]]:
     """The page's text, and a line for each grid that it cannot show."""
     sections, idle, refused = [], [], []
+    reference = published.load()
     for name, grid in params.grids.items():
+        if name in reference.tables:
+            continue
         try:
             results = collect(params, name)
         except UserError as error:
@@ -87,10 +90,9 @@ def render(params: Params) -> tuple[str, list[str]]:
         else:
             runs = tables.runs_of(len(grid.runs()))
             idle.append({"title": grid.title, "runs": runs, "command": command(name)})
-    printed = []
-    for name, table in published.load().tables.items():
+    for name, table in reference.tables.items():
         try:
-            printed.append(_paper(papers.collect(params, name)))
+            sections.append(_paper(papers.collect(params, name)))
         except UserError as error:
             refused.append({"title": table.title, "reason": str(error)})
     environment = Environment(
@@ -100,57 +102,63 @@ def render(params: Params) -> tuple[str, list[str]]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"marks": _marks, "brief": _brief}
-    page = environment.get_template("page.html.j2").render(
-        sections=sections, papers=printed, idle=idle, refused=refused
-    )
+    page = environment.get_template("page.html.j2").render(sections=sections, idle=idle, refused=refused)
     return page, [f"{each['title']}: {each['reason']}" for each in refused]
 
 
 def _section(results: Results) -> Mapping[str, Any]:
-    own = results.grid.runs()
-    records = list(results.records.values())
-    hours = sum(record.provenance.train_seconds for record in records) / 3600
     return {
-        "name": results.name,
         "title": results.grid.title,
-        "progress": f"{sum(run in results.records for run in own)} of {tables.runs_of(len(own))}",
         "headline": tables.headline(results),
         "last": tables.layout(results, last),
+        "dense": False,
         "best": tables.layout(results, best),
         "warning": tables.warning(results),
         "missing": tables.missing(results),
-        "notes": [
-            *tables.notes(results),
-            f"Training time: {hours:.2f} hours, {tables.runs_of(len(records))}.",
-        ],
-        "figures": [
-            _figure(path, results)
-            for name in CAPTIONS
-            if (path := figures.folder(results.name) / f"{name}.png").exists()
-        ],
-        "columns": COLUMNS,
-        "runs": [_row(record) for record in records],
+        "notes": tables.notes(results),
+        **_evidence(results.name, results.grid.title, results.grid.runs(), results.records),
     }
 
 
 def _paper(paper: Paper) -> Mapping[str, Any]:
     return {
-        "name": paper.name,
         "title": f"{paper.table.title}: published and measured",
         "headline": papers.headline(paper),
-        "table": papers.layout(paper),
+        "last": papers.layout(paper),
+        "dense": True,
+        "best": None,
         "missing": papers.missing(paper),
         "notes": papers.notes(paper),
+        **_evidence(paper.name, paper.table.title, paper.runs, paper.records),
     }
 
 
-def _figure(path: Path, results: Results) -> Mapping[str, Any]:
+def _evidence(
+    name: str, title: str, wanted: Sequence[Run], records: Mapping[Run, Record]
+) -> Mapping[str, Any]:
+    """What a table rests on: its figures and runs, and how many of those ``wanted`` are there."""
+    hours = sum(record.provenance.train_seconds for record in records.values()) / 3600
+    recipes = ", ".join(dict.fromkeys(run.recipe for run in records))
+    return {
+        "name": name,
+        "progress": f"{sum(run in records for run in wanted)} of {tables.runs_of(len(wanted))}",
+        "figures": [
+            _figure(path, title, recipes)
+            for figure in CAPTIONS
+            if (path := figures.folder(name) / f"{figure}.png").exists()
+        ],
+        "columns": COLUMNS,
+        "runs": [_row(record) for record in records.values()],
+        "cost": f"Training time: {hours:.2f} hours, {tables.runs_of(len(records))}." if records else "",
+    }
+
+
+def _figure(path: Path, title: str, recipes: str) -> Mapping[str, Any]:
     with Image.open(path) as image:
         width, height = image.size
-    recipes = ", ".join(dict.fromkeys(run.recipe for run in results.records))
     return {
         "caption": CAPTIONS[path.stem],
-        "alt": f"{results.grid.title}. {CAPTIONS[path.stem]} Shown are {recipes}.",
+        "alt": f"{title}. {CAPTIONS[path.stem]} Shown are {recipes}.",
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": width,
         "height": height,

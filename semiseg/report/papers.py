@@ -1,5 +1,6 @@
-"""The papers' tables: every printed row, and what the runs of params.yaml measured for it."""
+"""The papers' tables: every printed row, and what the runs of the grid of that name measured for it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from semiseg.config import Params, look_up
+from semiseg.config import Grid, Params
 from semiseg.errors import UserError
 from semiseg.files import write_text
 from semiseg.paths import RESULTS, Run
 from semiseg.record import Record
 from semiseg.report import published, tables
-from semiseg.report.collect import Summary, command, read, share, summarise
+from semiseg.report.collect import Summary, by_grid, command, finished, share, summarise
 from semiseg.report.published import PaperTable, Printed, Reference
 from semiseg.report.tables import Layout
 
@@ -23,7 +24,7 @@ class Cell:
     """A printed figure and the runs that measure it, finished or not."""
 
     printed: Printed
-    runs: tuple[Run, ...]  # none where no grid of params.yaml has the recipe on a split like the paper's
+    runs: tuple[Run, ...]  # none where the grid has no split like the paper's
 
     @property
     def split(self) -> str | None:
@@ -37,7 +38,7 @@ class Row:
     name: str  # the variant, or the method
     dataset: str
     network: tuple[str, str, str]
-    recipe: str | None  # None for a published figure only
+    recipe: str | None  # None for a published figure only: the grid's table has no recipe that measures it
     protocol: str | None  # None where there are no runs
     cells: Mapping[Fraction, Cell]
 
@@ -57,6 +58,11 @@ class Paper:
         """Ascending."""
         return sorted({ratio for row in self.rows for ratio in row.cells})
 
+    @property
+    def runs(self) -> list[Run]:
+        """Those that measure a cell, finished or not, each once."""
+        return _measuring(self.rows)
+
     def finished(self, cell: Cell) -> list[Record]:
         """By seed."""
         return [self.records[run] for run in cell.runs if run in self.records]
@@ -69,52 +75,48 @@ class Paper:
 def collect(params: Params, name: str) -> Paper:
     """The table ``name`` of results/reference/tables.yaml.
 
-    Raises UserError for an unknown table or recipe, and for a record of another configuration.
+    Its runs are those in the table of the grid ``name``; where params.yaml has no such grid, every row is a
+    published figure only. Raises UserError for an unknown table, and for a record of another configuration.
     """
     reference = published.load()
     if name not in reference.tables:
         known = ", ".join(reference.tables) or "none"
         raise UserError(f"{published.TABLES}: tables: there is no '{name}'; there are {known}")
     table = reference.tables[name]
-    rows = tuple(_rows(params, reference, table))
-    records = {}
-    for cell in (cell for row in rows for cell in row.cells.values()):
-        for run in cell.runs:
-            if run.metrics.exists():
-                records[run] = read(params, run, next(iter(_grids(params, run))))
-    return Paper(name, table, params, rows, records)
+    rows = tuple(_rows(params, params.grids.get(name), reference, table))
+    return Paper(name, table, params, rows, finished(params, _measuring(rows)))
 
 
-def _rows(params: Params, reference: Reference, table: PaperTable) -> Iterable[Row]:
+def _measuring(rows: Iterable[Row]) -> list[Run]:
+    """The runs that measure ``rows``, each once."""
+    return list(dict.fromkeys(run for row in rows for cell in row.cells.values() for run in cell.runs))
+
+
+def _rows(params: Params, grid: Grid | None, reference: Reference, table: PaperTable) -> Iterable[Row]:
     printed: dict[tuple[str, tuple[str, str, str], str], list[Printed]] = {}
     for each in reference.figures:
         if each.table == table.rows:
             printed.setdefault((each.dataset, each.network, each.variant or each.method), []).append(each)
     for (dataset, network, name), figures in printed.items():
         recipe = reference.recipe(table, figures[0])
-        if recipe is not None:
-            look_up(params.recipes, recipe, "recipes")
-        runs = {} if recipe is None else _runs(params, recipe, figures)
+        if grid is None or recipe not in grid.rows:
+            recipe = None
+        runs = {} if grid is None or recipe is None else _runs(params, grid, recipe, figures)
         for protocol in dict.fromkeys(protocol for protocol, _ in runs) or [None]:
             cells = {each.ratio: Cell(each, runs.get((protocol, each.ratio), ())) for each in figures}
             yield Row(name, dataset, network, recipe, protocol, cells)
 
 
 def _runs(
-    params: Params, recipe: str, figures: Iterable[Printed]
+    params: Params, grid: Grid, recipe: str, figures: Iterable[Printed]
 ) -> dict[tuple[str | None, Fraction], tuple[Run, ...]]:
-    """The runs that measure each figure, by protocol and share, in the order of the splits of params.yaml."""
+    """The runs that measure each figure, by protocol and share, in the order of the grid's splits."""
     found: dict[tuple[str | None, Fraction], tuple[Run, ...]] = {}
-    for split, entry in params.splits.items():
+    for split in grid.splits:
+        entry = params.splits[split]
         network = params.protocols[entry.protocol].network
-        seeds = {
-            seed
-            for grid in params.grids.values()
-            if recipe in grid.recipes and split in grid.splits
-            for seed in grid.seeds
-        }
         for each in figures:
-            if seeds and (each.dataset, each.ratio) == (entry.dataset, entry.ratio) and each.fits(network):
+            if (each.dataset, each.ratio) == (entry.dataset, entry.ratio) and each.fits(network):
                 place = (entry.protocol, each.ratio)
                 if place in found:
                     raise UserError(
@@ -122,13 +124,8 @@ def _runs(
                         f"{share(each.ratio)} of {each.dataset} under {entry.protocol}; give one a protocol "
                         "of its own"
                     )
-                found[place] = tuple(Run(recipe, split, seed) for seed in sorted(seeds))
+                found[place] = tuple(Run(recipe, split, seed) for seed in grid.seeds)
     return found
-
-
-def _grids(params: Params, run: Run) -> list[str]:
-    """The grids whose targets run ``run``."""
-    return [name for name, grid in params.grids.items() if run in grid.runs()]
 
 
 def write(paper: Paper) -> list[Path]:
@@ -148,7 +145,8 @@ def layout(paper: Paper) -> Layout:
     """The paper's rows; for each labelled share the published figure, the measured one, the difference."""
     names = ["row" if any(_variants(paper)) else "method"]
     networks = len({row.network for row in paper.rows}) > 1
-    protocols = len({row.protocol for row in paper.rows if row.protocol is not None}) > 1
+    rows_of = Counter((row.dataset, row.network, row.name) for row in paper.rows)
+    protocols = max(rows_of.values()) > 1  # where a row stands more than once, by what it was measured under
     names += ["network"] * networks + ["measured under"] * protocols
     head = list(names)
     for ratio in paper.ratios:
@@ -243,7 +241,7 @@ def notes(paper: Paper) -> list[str]:
     """How to read a cell, the protocols that measured it, and what cannot be measured."""
     said = [
         "Columns: labelled share of the training set. Published: under the paper's own settings. Measured: "
-        "mean ± standard deviation over seeds (number of seeds), under the protocol named below. "
+        "mean ± standard deviation over seeds (number of seeds), under the row's protocol below. "
         "Difference: measured minus published. An empty published cell was not seen in print; an empty "
         "measured one was not run."
     ]
@@ -253,7 +251,7 @@ def notes(paper: Paper) -> list[str]:
     others = dict.fromkeys(row.name for row in paper.rows if row.recipe is None)
     if others:
         said.append(f"Published figures only: {', '.join(others)}.")
-    said += [f"No grid of `params.yaml` measures {cells}." for cells in _without_runs(paper)]
+    said += [f"No split of the grid measures {cells}." for cells in _without_runs(paper)]
     return [*said, *tables.origin(paper.records.values())]
 
 
@@ -272,9 +270,6 @@ def _without_runs(paper: Paper) -> list[str]:
 
 def missing(paper: Paper) -> list[str]:
     """What was not run and the command that runs it, a line for each grid."""
-    wanted = [run for row in paper.rows for cell in row.cells.values() for run in cell.runs]
-    by_grid: dict[str, list[Run]] = {}
-    for run in dict.fromkeys(wanted):
-        if run not in paper.records:
-            by_grid.setdefault(_grids(paper.params, run)[0], []).append(run)
-    return [f"{tables.grouped(runs)}. Run `{command(grid)}`" for grid, runs in by_grid.items()]
+    wanted = [run for run in paper.runs if run not in paper.records]
+    grids = by_grid(paper.params, wanted, paper.name)
+    return [f"{tables.grouped(runs)}. Run `{command(grid)}`" for grid, runs in grids.items()]

@@ -5,8 +5,9 @@ A folder without results/reference/ has no published figures: its tables show wh
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import yaml
 
@@ -70,6 +71,14 @@ class Reference:
     def recipe(self, table: PaperTable, printed: Printed) -> str | None:
         """The recipe that measures a cell of ``table``; None for what is a published figure only."""
         return table.recipes.get(printed.variant) if printed.variant else self.recipes.get(printed.method)
+
+    def numbers(self, name: str) -> dict[str, Any]:
+        """All that decides the paper's table ``name``; nothing for a grid that is none."""
+        if name not in self.tables:
+            return {}
+        table = self.tables[name]
+        figures = [asdict(each) for each in self.figures if each.table == table.rows]
+        return {"table": asdict(table), "figures": figures, "recipes": dict(self.recipes)}
 
     def beside(
         self, params: Params, recipes: Sequence[str], splits: Sequence[str]

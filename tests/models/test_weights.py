@@ -113,7 +113,9 @@ def test_what_is_no_state_dict_is_refused(resnet18, tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.pth: no such file; give imagenet, none or a file's path"):
+    with pytest.raises(
+        UserError, match=r"nowhere\.pth: no such file; give imagenet, coco, none or a file's path"
+    ):
         build(network(tmp_path / "nowhere.pth"), 3)
     with pytest.raises(UserError, match="no such file"):
         build(network(tmp_path), 3)
@@ -142,11 +144,41 @@ def test_a_file_with_another_digest_is_not_taken_for_torchvisions(resnet18, proj
         build(network("imagenet"), 3)
 
 
-@pytest.mark.parametrize("backbone", list(weights.IMAGENET))
-def test_weights_that_cannot_be_had_are_an_error(project, backbone):
+def test_coco_is_the_backbone_of_torchvisions_deeplabv3(project, monkeypatch):
+    torch.manual_seed(0)
+    whole = torchvision.models.segmentation.deeplabv3_resnet101(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
+    file = project / paths.ARCHIVES / "new.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(whole.state_dict(), file)
+    name = f"deeplabv3_resnet101_coco-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    file.rename(file.with_name(name))
+    monkeypatch.setattr(weights, "COCO", name)
+    loaded = build(Network("deeplabv2", "resnet101", "coco", 8), 3).backbone.eval()
+    images = torch.rand(1, 3, 41, 48)
+    with torch.no_grad():
+        assert torch.allclose(loaded(images).high, whole.eval().backbone(images)["out"], atol=1e-5)
+
+
+def test_coco_with_tensors_left_out_is_refused(project, monkeypatch):
+    file = project / paths.ARCHIVES / "new.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(
+        {"backbone.conv1.weight": torch.zeros(64, 3, 7, 7), "classifier.0.weight": torch.zeros(1)}, file
+    )
+    name = f"deeplabv3_resnet101_coco-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    file.rename(file.with_name(name))
+    monkeypatch.setattr(weights, "COCO", name)
+    with pytest.raises(UserError, match=r"missing: bn1\.weight"):
+        build(Network("deeplabv2", "resnet101", "coco", 8), 3)
+
+
+@pytest.mark.parametrize("name", [*weights.IMAGENET.values(), weights.COCO])
+def test_weights_that_cannot_be_had_are_an_error(project, name):
     with pytest.raises(UserError) as caught:
-        weights.imagenet(backbone)
-    message, name = str(caught.value), weights.IMAGENET[backbone]
+        weights.torchvisions(name)
+    message = str(caught.value)
     assert "\n" not in message
     assert f"http://127.0.0.1:9/{name}" in message
     assert f"put {name} into data/archives/" in message
@@ -157,3 +189,5 @@ def test_the_table_is_torchvisions():
     for backbone, name in weights.IMAGENET.items():
         listed = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
         assert listed.url.rpartition("/")[2] == name
+    coco = torchvision.models.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
+    assert coco.url == f"{weights.ADDRESS}/{weights.COCO}"

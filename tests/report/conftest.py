@@ -40,7 +40,7 @@ grids:
     recipes: [cmb-no_attention]
     splits: [shapes-1_8]
     seeds: [0, 1]
-    beside: main
+    beside: [supervised, cmb, dcc]
 """
 
 Finish = Callable[..., Record]
@@ -126,8 +126,8 @@ main-rows,shapes,pspnet,resnet50,imagenet,dcc,,full,76.4,B 2021 Table 2
 PRINTED_TABLES = """\
 recipes: {supervised: supervised, dcc: dcc, cmb: cmb}
 tables:
-  paper-main: {title: The main table, rows: main-rows}
-  paper-ablation:
+  main: {title: The main table, rows: main-rows}
+  ablation:
     title: The ablation
     rows: ablation-rows
     note: Inferred.

@@ -144,27 +144,29 @@ def test_a_papers_table_is_a_section_with_nothing_run(params: Params, printed: P
     assert read.text["h2"] == [
         "The main table: published and measured",
         "The ablation: published and measured",
-        "Nothing run yet",
     ]
     assert {"61.5", "72.4", "76.4", "69.0"} <= set(read.text["td"])
-    assert {"paper-main", "paper-ablation"} <= set(read.ids)
+    assert {"main", "ablation"} <= set(read.ids)
     assert read.open == []
 
 
-def test_a_papers_section_has_what_was_measured(params: Params, finish: Finish, printed: Path) -> None:
+def test_a_papers_section_has_what_was_measured_and_by_which_runs(
+    params: Params, finish: Finish, printed: Path
+) -> None:
     finish("dcc", "shapes-1_8", 0, 0.75)
+    finish("cmb", "shapes-1_8", 0, 0.80)  # of the grid, but no row of the paper's main table
     assert page.write(params) == []
-    cells = Reader(Path("results/report.html").read_text()).text["td"]
-    assert cells.count("75.0 (1)") == 3  # the grid's last and best, the paper's
-    assert cells.count("+2.6") == 3
+    read = Reader(Path("results/report.html").read_text())
+    cells = read.text["td"]
+    assert (cells.count("75.0 (1)"), cells.count("+2.6")) == (1, 1)
+    assert (cells.count("75.00"), cells.count("80.00")) == (2, 2)  # last and best; the ablation's
+    assert "1 of 6 runs" in " ".join(read.text["span"])
 
 
 def test_a_stale_record_hides_its_papers_table_alone(params: Params, finish: Finish, printed: Path) -> None:
     finish("supervised", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
     refused = page.write(params)
     assert [line.partition(":")[0] for line in refused] == [
-        "Shapes, all of them",
-        "Without attention",
         "The main table",
     ]
     read = Reader(Path("results/report.html").read_text())

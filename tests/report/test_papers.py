@@ -1,5 +1,6 @@
 """The papers' tables over figures and records that were made up, worked out by hand."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def measured(params: Params, finish: Finish, printed: Path) -> Params:
 
 
 def test_a_cell_is_published_measured_difference(measured: Params) -> None:
-    table = papers.layout(papers.collect(measured, "paper-main"))
+    table = papers.layout(papers.collect(measured, "main"))
     assert table.head == (
         *("method", "network"),
         *("1/8 published", "measured", "difference"),
@@ -46,7 +47,7 @@ def test_a_cell_is_published_measured_difference(measured: Params) -> None:
 
 
 def test_an_ablations_rows_are_measured_by_the_recipes_of_their_variants(measured: Params) -> None:
-    paper = papers.collect(measured, "paper-ablation")
+    paper = papers.collect(measured, "ablation")
     table = papers.layout(paper)
     assert table.head == ("row", "1/8 published", "measured", "difference")
     assert table.rows == (
@@ -59,13 +60,13 @@ def test_an_ablations_rows_are_measured_by_the_recipes_of_their_variants(measure
 
 
 def test_what_was_not_run_has_its_command_and_what_no_grid_runs_is_said(measured: Params) -> None:
-    main = papers.markdown(papers.collect(measured, "paper-main"))
+    main = papers.markdown(papers.collect(measured, "main"))
     assert "- 2 runs: dcc on shapes-1_8 (seeds 0, 2). Run `snakemake main --cores 8" in main
     assert "Published figures only: others." in main
-    assert f"No grid of `params.yaml` measures dcc with {NETWORK} on shapes, 1/4." in main
-    assert "No grid of `params.yaml` measures dcc with pspnet, resnet50 (imagenet) on shapes, full." in main
+    assert f"No split of the grid measures dcc with {NETWORK} on shapes, 1/4." in main
+    assert "No split of the grid measures dcc with pspnet, resnet50 (imagenet) on shapes, full." in main
     assert "measures others" not in main
-    ablation = papers.missing(papers.collect(measured, "paper-ablation"))
+    ablation = papers.missing(papers.collect(measured, "ablation"))
     assert ["snakemake ablation" in ablation[0], "snakemake main" in ablation[1]] == [True, True]
     assert "cmb-no_attention on shapes-1_8 (seed 1)" in ablation[0]
 
@@ -78,15 +79,23 @@ def test_a_row_stands_once_for_each_protocol_that_measures_it(measured: Params, 
     text = text.replace(
         "recipes:\n", "  longer-1_8: {dataset: shapes, protocol: longer, ratio: 1/8}\nrecipes:\n", 1
     )
-    text += "  longer: {title: Longer, recipes: [dcc], splits: [longer-1_8], seeds: [7]}\n"
+    text = text.replace("[shapes-1_8, shapes-full]", "[shapes-1_8, shapes-full, longer-1_8]")
     params = config.from_tree(Params, config.yaml.safe_load(text), "params.yaml")
-    paper = papers.collect(params, "paper-main")
+    paper = papers.collect(params, "main")
     rows = [row for row in papers.layout(paper).rows if row[0] == "dcc" and row[1] == NETWORK]
     assert [row[2:6] for row in rows] == [
         ("small", "72.4", "70.0 (1)", "-2.4"),
         ("longer", "72.4", "", ""),
     ]
-    assert any("dcc on longer-1_8 (seed 7). Run `snakemake longer" in line for line in papers.missing(paper))
+    assert "dcc on longer-1_8 (seeds 0, 1, 2). Run `snakemake main" in papers.missing(paper)[0]
+
+
+def test_without_its_grid_a_table_is_published_figures_only(measured: Params) -> None:
+    params = dataclasses.replace(measured, grids={"ablation": measured.grids["main"]})
+    paper = papers.collect(params, "main")
+    assert paper.runs == []
+    assert [row[2] for row in papers.layout(paper).rows] == ["61.5", "70.0", "72.4", ""]
+    assert "Published figures only: supervised, others, dcc." in papers.markdown(paper)
 
 
 def test_two_splits_that_measure_one_cell_are_refused(measured: Params) -> None:
@@ -97,19 +106,19 @@ def test_two_splits_that_measure_one_cell_are_refused(measured: Params) -> None:
     with pytest.raises(
         UserError, match="shapes-1_8 and shapes-full both measure supervised on 1/8 of shapes"
     ):
-        papers.collect(params, "paper-main")
+        papers.collect(params, "main")
 
 
 def test_a_stale_record_and_an_unknown_table_are_refused(measured: Params, finish: Finish) -> None:
-    with pytest.raises(UserError, match="no 'paper-x'; there are paper-main, paper-ablation"):
+    with pytest.raises(UserError, match="no 'paper-x'; there are main, ablation"):
         papers.collect(measured, "paper-x")
     finish("dcc", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
     with pytest.raises(UserError, match=r"dcc/shapes-1_8/0.*another configuration"):
-        papers.collect(measured, "paper-main")
+        papers.collect(measured, "main")
 
 
 def test_csv_has_a_row_a_figure(measured: Params) -> None:
-    frame = pd.read_csv(io.StringIO(papers.csv(papers.collect(measured, "paper-main"))))
+    frame = pd.read_csv(io.StringIO(papers.csv(papers.collect(measured, "main"))))
     assert len(frame) == 6  # the printed cells of main-rows
     row = frame[(frame["method"] == "supervised")].iloc[0]
     assert (row["published"], row["miou_mean"]) == (pytest.approx(0.615), pytest.approx(0.62))

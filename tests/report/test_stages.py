@@ -33,10 +33,10 @@ def test_tables_are_written_and_printed(params: Params, finish: Finish) -> None:
 
 def test_a_papers_table_is_written_and_printed(params: Params, finish: Finish, printed: Path) -> None:
     finish("cmb", "shapes-1_8", 0, 0.7)
-    done = stage("tables", "paper-ablation")
+    done = stage("tables", "ablation")
     assert (done.returncode, done.stderr) == (0, "")
     assert ["all", "71.0", "70.0", "(1)", "-1.0"] in [line.split() for line in done.stdout.splitlines()]
-    assert {path.suffix for path in Path("results/tables").glob("paper-ablation.*")} == {
+    assert {path.suffix for path in Path("results/tables").glob("ablation.*")} == {
         ".csv",
         ".md",
         ".tex",
