@@ -1,6 +1,6 @@
 """The directional contrast of pixels seen in two contexts."""
 
-from math import isqrt
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +29,6 @@ def directional_contrastive_loss(
     normalize: str = "overlap",
     valid: Tensor | None = None,
     negative_valid: Tensor | None = None,
-    select_first: bool | None = None,
-    chunk: int | None = None,
 ) -> Tensor:
     """One direction of DCC's loss (Lai et al., CVPR 2021, section 3.3), a scalar:
 
@@ -46,14 +44,14 @@ def directional_contrastive_loss(
     (released code). valid: (N,) bool, the rows that are positions of the overlap (None: all);
     negative_valid: (M,) bool, the rows that are negatives at all (None: all).
 
-    Scores are made in chunks of ``chunk`` (None: 2^20 on a CPU, 2^24 elsewhere), which sets the peak memory.
     Sums are float32, or float64 for float64 rows and for a temperature below 0.05. Returns zero, with a
-    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``. Several processes
-    share the anchors: each returns its part, and their average is the loss of all.
+    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``, and on a GPU
+    UserError without triton. Several processes share the anchors: each returns its part, and their average is
+    the loss of all.
 
-    ``select_first``: rows that no mask keeps are taken out before anything is scored. How many those are only
-    the device knows, and a GPU would have to be waited for; so the default is to select first on the CPU,
-    and elsewhere to score every row in fixed shapes and leave out by a weight of zero.
+    Scores are made in blocks, which set the peak memory; rows that no mask keeps are never scored. How many
+    are kept only a GPU itself knows, and nothing waits for it: a kernel selects them there. The kernel's sums
+    are float32; where they must be float64, a GPU scores every row in fixed shapes.
     """
     if normalize not in ("overlap", "selected"):
         raise ValueError(f"normalize: '{normalize}' is neither overlap nor selected")
@@ -65,27 +63,19 @@ def directional_contrastive_loss(
         selected = selected & (positive_confidence > threshold)
     count = (overlap if normalize == "overlap" else selected).sum()
 
-    on_cpu = anchors.device.type == "cpu"
-    side = isqrt(chunk or (2**20 if on_cpu else 2**24))
-    if select_first is None:
-        select_first = on_cpu
-    if select_first:
-        rows = selected.nonzero()[:, 0]
-        anchors, positives = anchors.index_select(0, rows), positives.index_select(0, rows)
-        anchor_labels, selected = anchor_labels[rows], selected[rows]
     losses = _RowLosses.apply(
-        anchors, positives, negatives, temperature, max(1, side),
+        anchors, positives, negatives, temperature, selected,
         anchor_labels if negative_sampling else None, negative_labels, negative_valid,
     )  # fmt: skip
-    return global_mean(torch.where(selected, losses, 0).sum(), count)
+    return global_mean(losses.sum(), count)
 
 
 class _RowLosses(torch.autograd.Function):
-    """Each row's −log( r⁺ / (r⁺ + Σ r⁻) ), (N,), without ever holding the N × M scores.
+    """Each selected row's −log( r⁺ / (r⁺ + Σ r⁻) ), (N,), zero for the others, without the N × M scores.
 
     With s⁺ the positive's score and z = log Σ exp s⁻ over the negatives it is log(1 + exp(z − s⁺)), and its
     gradient by the anchor is σ(z − s⁺) (Σ w φ⁻ − φ⁺) / τ, where w = exp(s⁻ − z). The weighted mean of the
-    negatives runs along with the log-sum-exp over the same chunks, rescaled when the maximum rises: it takes
+    negatives runs along with the log-sum-exp over the same blocks, rescaled when the maximum rises: it takes
     as much memory as the anchors, and saves the backward pass from making the scores a second time.
     """
 
@@ -96,29 +86,17 @@ class _RowLosses(torch.autograd.Function):
         positives: Tensor,
         negatives: Tensor,
         temperature: float,
-        side: int,
+        selected: Tensor,
         labels: Tensor | None,
         negative_labels: Tensor,
         negative_valid: Tensor | None,
     ) -> Tensor:
-        exact = anchors.dtype == torch.float64 or temperature < COARSEST
-        dtype = torch.float64 if exact else torch.float32
-        with_gradient = ctx.needs_input_grad[0]
-        losses = torch.zeros(len(anchors), dtype=dtype, device=anchors.device)
-        gradients = torch.zeros_like(anchors, dtype=dtype) if with_gradient else None
         with torch.autocast(anchors.device.type, enabled=False):
-            for start in range(0, len(anchors), side):
-                block = slice(start, start + side)
-                scaled = anchors[block].to(dtype) / temperature
-                towards = positives[block].to(dtype)
-                log_sum, mean = _over_negatives(
-                    scaled, negatives, side, None if labels is None else labels[block],
-                    negative_labels, negative_valid, with_gradient,
-                )  # fmt: skip
-                gap = log_sum - (scaled * towards).sum(dim=1)
-                losses[block] = torch.logaddexp(gap, torch.zeros_like(gap))
-                if gradients is not None:
-                    gradients[block] = torch.sigmoid(gap)[:, None] * (mean - towards) / temperature
+            gaps, gradients = _scorer(anchors, temperature)(
+                anchors, positives, negatives, temperature, selected,
+                labels, negative_labels, negative_valid, ctx.needs_input_grad[0],
+            )  # fmt: skip
+            losses = torch.logaddexp(gaps, torch.zeros_like(gaps))
         if gradients is not None:
             ctx.save_for_backward(gradients)
             ctx.dtype = anchors.dtype
@@ -129,6 +107,64 @@ class _RowLosses(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
         return (gradient[:, None] * gradients).to(ctx.dtype), *[None] * 7
+
+
+def _scorer(anchors: Tensor, temperature: float) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What makes z − s⁺ and the gradients: the kernel for float32 sums on a GPU, else blocks in torch."""
+    if anchors.is_cuda and _sum_type(anchors, temperature) == torch.float32:
+        from semiseg.losses.directional_kernel import gaps_and_gradients  # needs triton
+
+        return gaps_and_gradients
+    return _gaps_and_gradients
+
+
+def _sum_type(anchors: Tensor, temperature: float) -> torch.dtype:
+    exact = anchors.dtype == torch.float64 or temperature < COARSEST
+    return torch.float64 if exact else torch.float32
+
+
+def _side(device: torch.device) -> int:
+    """Rows, and negatives, of a block of scores."""
+    return 2**10 if device.type == "cpu" else 2**12
+
+
+def _gaps_and_gradients(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    selected: Tensor,
+    labels: Tensor | None,
+    negative_labels: Tensor,
+    negative_valid: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """z − s⁺ of each selected row, (N,), −∞ for the others; its loss's gradient by the anchor, (N, D), zero
+    for the others, or None without ``with_gradient``."""
+    dtype, side = _sum_type(anchors, temperature), _side(anchors.device)
+    gaps = torch.full((len(anchors),), -torch.inf, dtype=dtype, device=anchors.device)
+    gradients = torch.zeros_like(anchors, dtype=dtype) if with_gradient else None
+    for block in _scored(selected).split(side):
+        scaled = anchors[block].to(dtype) / temperature
+        towards = positives[block].to(dtype)
+        log_sum, mean = _over_negatives(
+            scaled, negatives, side, None if labels is None else labels[block],
+            negative_labels, negative_valid, with_gradient,
+        )  # fmt: skip
+        gap = log_sum - (scaled * towards).sum(dim=1)
+        gaps[block] = gap
+        if gradients is not None:
+            gradients[block] = torch.sigmoid(gap)[:, None] * (mean - towards) / temperature
+    if gradients is not None:
+        gradients.masked_fill_(~selected[:, None], 0)
+    return gaps.masked_fill_(~selected, -torch.inf), gradients
+
+
+def _scored(selected: Tensor) -> Tensor:
+    """The rows to score, int64: the selected ones on the CPU; elsewhere all, and no count is waited for."""
+    if selected.device.type == "cpu":
+        return selected.nonzero()[:, 0]
+    return torch.arange(len(selected), device=selected.device)
 
 
 def _over_negatives(

@@ -1,5 +1,4 @@
 import itertools
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.config import Geometry
 from semiseg.errors import UserError
+from semiseg.losses import directional
 from semiseg.method import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods import dcc
 from semiseg.methods.dcc import Config, Method, views
@@ -369,9 +369,8 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the shapes that a GPU has; on the CPU the loss selects first."""
-    loss_of_a_gpu = partial(dcc.directional_contrastive_loss, select_first=False)
-    monkeypatch.setattr(dcc, "directional_contrastive_loss", loss_of_a_gpu)
+    """In the shapes that a GPU has; on the CPU the loss knows how many rows are selected."""
+    monkeypatch.setattr(directional, "_scored", lambda selected: torch.arange(len(selected)))
     for objective, steps in itertools.product(("contrast", "l2", "self_training"), (0, 1)):
         method = learner(objective=objective, bank_steps=steps)
         batches = labelled(), unlabelled()

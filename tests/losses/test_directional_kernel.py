@@ -1,0 +1,133 @@
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from semiseg.errors import UserError
+from semiseg.losses import directional, directional_contrastive_loss
+from tests.losses.literal_directional import COMBINATIONS, Rows, as_type, example
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_the_kernel_is_the_printed_equation(device: str) -> None:
+    """On the CPU by Triton's interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "tests/losses/kernel_checks.py"],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1" if device == "cpu" else "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Refuses to bring anything to the host, and keeps the size of the largest result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, Tensor):
+                read = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
+                assert each.is_cuda or not read, f"{func}: the host waits for its result"
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+class Launches:
+    """Stands where the kernel does."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **_: self.made.append((grid, arguments))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    from semiseg.losses import directional_kernel
+
+    found = Launches()
+    monkeypatch.setattr(directional_kernel, "_contrast", found)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    return found
+
+
+def on_a_gpu_without_values(rows: Rows, **options: Any) -> OnTheDevice:
+    """The forward pass over fake CUDA tensors: what needs a value, or a size that hangs on one, raises."""
+    with FakeTensorMode(), OnTheDevice() as device:
+        fake = {name: torch.empty(each.shape, dtype=each.dtype, device="cuda") for name, each in rows.items()}
+        fake["anchors"].requires_grad_()
+        device.elements = 0
+        loss = directional_contrastive_loss(**fake, **options)
+    assert loss.requires_grad
+    return device
+
+
+@pytest.mark.parametrize("options", COMBINATIONS)
+def test_on_a_gpu_nothing_is_waited_for(options: dict[str, Any], launches: Launches) -> None:
+    rows = as_type(example(n=150, m=400, dim=130), torch.float32)
+    device = on_a_gpu_without_values(rows, **options)
+    assert device.elements == 150 * 130  # the gradients: no N × M
+    ((grid, arguments),) = launches.made
+    assert grid == (3, 2)  # whatever is selected: rows by 64, dimensions by 128
+    assert sum(isinstance(each, Tensor) for each in arguments) == 8 + options["negative_sampling"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "temperature"), [(torch.float64, 0.1), (torch.float64, 0.01), (torch.float32, 0.01)]
+)
+def test_float64_sums_on_a_gpu_are_not_the_kernels_and_wait_for_nothing_either(
+    dtype: torch.dtype, temperature: float, launches: Launches
+) -> None:
+    on_a_gpu_without_values(as_type(example(), dtype), temperature=temperature)
+    assert not launches.made
+
+
+@pytest.mark.parametrize(
+    ("waits", "raised"),
+    [
+        (lambda selected: selected.nonzero(), DynamicOutputShapeException),
+        (lambda selected: selected[selected], DynamicOutputShapeException),
+        (lambda selected: selected.sum().item(), DataDependentOutputException),
+        (lambda selected: selected.cpu(), AssertionError),
+    ],
+)
+def test_a_wait_would_be_found(
+    waits: Any, raised: type[Exception], launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = directional._scorer
+
+    def waiting(*arguments: Any) -> Any:
+        return lambda *inputs: (waits(inputs[4]), scorer(*arguments)(*inputs))[1]
+
+    monkeypatch.setattr(directional, "_scorer", waiting)
+    with pytest.raises(raised):
+        on_a_gpu_without_values(as_type(example(), torch.float32))
+
+
+def test_without_triton_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "semiseg.losses.directional_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UserError, match="pip install triton"):
+        on_a_gpu_without_values(as_type(example(), torch.float32))
