@@ -53,6 +53,14 @@ def threads_of(wildcards):
     return PARAMS.run(run_of(wildcards)).protocol.threads
 
 
+def gpus_of(wildcards):
+    return PARAMS.gpus(run_of(wildcards))
+
+
+def threads_together(wildcards):
+    return gpus_of(wildcards) * threads_of(wildcards)
+
+
 def records_of(wildcards):
     """Of the grid's runs, and of those of other grids that stand in its table."""
     return [str(run.metrics) for run in PARAMS.grids[wildcards.grid].table()]
@@ -151,9 +159,9 @@ rule train:
         "logs/train/{recipe}/{split}/{seed}.benchmark.tsv"
     conda:
         "environment.yaml"
-    threads: threads_of
+    threads: threads_together
     resources:
-        gpu=1,
+        gpu=gpus_of,
     params:
         ingredients=lambda wildcards: ingredients.text(
             ingredients.train(PARAMS, run_of(wildcards))

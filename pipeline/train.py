@@ -1,23 +1,37 @@
-"""Train one run: python pipeline/train.py <recipe> <split> <seed>."""
+"""Train one run: python pipeline/train.py <recipe> <split> <seed>.
+
+A run whose recipe or grid asks for several GPUs claims them and starts this stage once on each.
+"""
 
 import argparse
 
-from semiseg import config, device, engine, paths
+from semiseg import config, device, distributed, engine, launch, paths
 from semiseg.data import prepared, splits
 from semiseg.errors import one_line_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
-    run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
+    params = config.load()
+    run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
+    gpus = params.gpus(run.run)
     dataset = prepared.open_dataset(run.split.dataset, run.dataset)
     split = splits.read(arguments.split, arguments.seed)
-    with device.claimed(run.protocol.threads) as chosen:
-        engine.train(run, dataset, split, chosen)
+    if launch.started():
+        with launch.one_of_several():
+            chosen = device.of_process(run.protocol.threads)
+            with distributed.joined(chosen):
+                engine.train(run, dataset, split, chosen)
+    elif gpus > 1:
+        with device.claimed_together(gpus):
+            launch.start(str(run.run), gpus)
+    else:
+        with device.claimed(run.protocol.threads) as chosen:
+            engine.train(run, dataset, split, chosen)
 
 
 if __name__ == "__main__":

@@ -195,6 +195,15 @@ class Recipe:
 
     method: str
     options: Options = field(default_factory=dict)
+    gpus: int | None = None  # that train a run together; not part of it, for its numbers stay
+
+    def __post_init__(self) -> None:
+        _check_gpus(self.gpus)
+
+
+def _check_gpus(gpus: int | None) -> None:
+    if gpus is not None and gpus < 1:
+        raise ValueError(f"gpus: {gpus} is not positive")
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ class Grid:
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
     beside: tuple[str, ...] = ()  # recipes that other grids run on these splits and seeds: first in the table
+    gpus: int | None = None  # that train each of its runs together, unless the recipe says
 
     def __post_init__(self) -> None:
         for name in ("recipes", "splits", "seeds"):
@@ -216,6 +226,10 @@ class Grid:
             raise ValueError(f"beside: {list(self.beside)}: a recipe stands twice, or among the grid's own")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: {min(self.seeds)} is negative")
+        _check_gpus(self.gpus)
+
+    def holds(self, run: paths.Run) -> bool:
+        return run.recipe in self.recipes and run.split in self.splits and run.seed in self.seeds
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -283,11 +297,25 @@ class Params:
 
     def grid_of(self, run: paths.Run) -> str:
         """The name of the grid that runs ``run``; one of them does."""
-        return next(
-            name
-            for name, grid in self.grids.items()
-            if run.recipe in grid.recipes and run.split in grid.splits and run.seed in grid.seeds
-        )
+        return next(name for name, grid in self.grids.items() if grid.holds(run))
+
+    def gpus(self, run: paths.Run) -> int:
+        """How many GPUs train ``run``: as its recipe says, else its grid, else one.
+
+        Raises UserError if the run's batches cannot be shared out evenly among them.
+        """
+        grids = [grid.gpus for grid in self.grids.values() if grid.holds(run)]
+        asked = [look_up(self.recipes, run.recipe, "recipes").gpus, *grids]
+        gpus = next((number for number in asked if number is not None), 1)
+        protocol = self.run(run).protocol
+        for name in ("labelled_batch", "unlabelled_batch"):
+            batch = getattr(protocol, name)
+            if batch % gpus:
+                raise UserError(
+                    f"params.yaml: {run}: gpus: {gpus} cannot share the {name} of {batch} evenly; "
+                    "give a divisor of it"
+                )
+        return gpus
 
 
 def load(path: Path = paths.PARAMS) -> Params:
@@ -426,6 +454,10 @@ def _check_references(params: Params) -> None:
         for split_name in grid.splits:
             _check_name(params.splits, split_name, f"grids: {name}: splits")
     _check_runs(params.grids)
+    for grid in params.grids.values():
+        for run in grid.runs():
+            if grid.gpus is not None or params.recipes[run.recipe].gpus is not None:
+                params.gpus(run)
 
 
 def _check_runs(grids: Mapping[str, Grid]) -> None:

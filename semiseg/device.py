@@ -1,4 +1,4 @@
-"""One device for one run.
+"""One device for one run, or several.
 
 Engines only count GPUs, they hand none out: a run claims its own with a file lock, before CUDA starts. The
 lock goes with the process, however that ends. SLURM does hand GPUs out: a job's only one is used as it is,
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -50,13 +50,48 @@ def claimed(threads: int) -> Iterator[torch.device]:
         lock.release()
 
 
+@contextmanager
+def claimed_together(count: int) -> Iterator[None]:
+    """Hold ``count`` GPUs for one run of as many processes, and let those it starts see no other.
+
+    One run at a time collects several, so no two wait for each other's. Raises UserError where there are
+    fewer.
+    """
+    ids = visible_gpus()
+    if len(ids) < count:
+        there = ", ".join(ids) or "none"
+        raise UserError(
+            f"gpus: {count} are asked for, and there are {len(ids)} ({there}): lower gpus in params.yaml, "
+            "or start the run on a machine that has them"
+        )
+    job = _granting_job()
+    prefix = f"slurm-{job}-" if job is not None else ""
+    with ExitStack() as held:
+        with FileLock(_lock_folder() / f"{prefix}several.lock", mode=0o666):
+            chosen: list[str] = []
+            for _ in range(count):
+                rest = [gpu for gpu in ids if gpu not in chosen]
+                lock, gpu = _claim(rest, _lock_folder(), prefix)
+                held.callback(lock.release)
+                chosen.append(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        yield
+
+
+def of_process(threads: int) -> torch.device:
+    """The device of one of the processes that torchrun has started together."""
+    torch.set_num_threads(threads)
+    place = int(os.environ["LOCAL_RANK"])
+    return _device(visible_gpus()[place], place)
+
+
 def _cpu() -> torch.device:
     torch.use_deterministic_algorithms(True)
     return torch.device("cpu")
 
 
-def _device(gpu: str) -> torch.device:
-    """What a run computes on that holds ``gpu``, the only one that CUDA may see."""
+def _device(gpu: str, place: int = 0) -> torch.device:
+    """What a run computes on that holds ``gpu``, at ``place`` among those that CUDA may see."""
     if os.environ.get(COMPUTE_ON) == "cpu":
         print(f"{COMPUTE_ON}=cpu: holding GPU {gpu} and running on the CPU", file=sys.stderr)
         return _cpu()
@@ -66,7 +101,7 @@ def _device(gpu: str) -> torch.device:
             "no CUDA there: install a torch for this driver, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", 0)
+    return torch.device("cuda", place)
 
 
 def _granting_job() -> str | None:

@@ -5,6 +5,7 @@ global batch. DistributedDataParallel averages the processes' gradients: a loss 
 processes' average of it is the loss of the global batch. With one process everything is the identity.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from semiseg.errors import UserError
 
 Rows = TypeVar("Rows", Tensor, tuple[str, ...])
 
@@ -37,10 +40,38 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield
+    distributed.destroy_process_group()
+
+
+class Abandoned(UserError):
+    """Another process of the run has ended: torchrun, who says why, ends this one too."""
+
+    exit_status = 75  # EX_TEMPFAIL: the next start goes on
+
+
+@contextmanager
+def ended_by(signals: list[int]) -> Iterator[None]:
+    """Raise Abandoned in place of what a collective says of a process that is gone, once SIGTERM has come.
+
+    ``signals`` holds the signals that have come.
+    """
     try:
         yield
-    finally:
-        distributed.destroy_process_group()
+    except RuntimeError:
+        if size() > 1 and signals:
+            raise Abandoned("another process of the run has ended") from None
+        raise
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through while the others wait, then they do."""
+    if not first():
+        wait()
+    yield
+    if first():
+        wait()
 
 
 def replicated(module: nn.Module) -> nn.Module:
@@ -51,7 +82,10 @@ def replicated(module: nn.Module) -> nn.Module:
     """
     if size() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # From torch 2.15 on broadcast_buffers has another name, which earlier ones do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 # --- shares -------------------------------------------------------------------------------------------------
@@ -107,13 +141,23 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     return size() * total / torch.where(count > 0, count, 1)
 
 
-def agreed(wish: bool) -> bool:
-    """Whether any process wishes it, the same answer in all; hosts wait for each other, not for devices."""
+def largest(number: int) -> int:
+    """The largest of all processes' numbers. Their hosts wait for each other, not for the devices."""
     if size() == 1:
-        return wish
-    wishes = torch.tensor(wish, dtype=torch.int32)
-    distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
-    return bool(wishes)
+        return number
+    numbers = torch.tensor(number)
+    distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+    return int(numbers)
+
+
+def agreed(wish: bool) -> bool:
+    """Whether any process wishes it."""
+    return bool(largest(wish))
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    agreed(False)
 
 
 class _Sum(torch.autograd.Function):

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semiseg import checkpoint, method, provenance
+from semiseg import checkpoint, distributed, method, provenance
 from semiseg.checkpoint import Checkpoint, Networks
 from semiseg.config import Optimiser, RunConfig, from_tree
 from semiseg.data.prepared import PreparedDataset
@@ -29,6 +29,7 @@ from semiseg.method import Labelled, Method, Task, Unlabelled
 from semiseg.metrics import mean_iou, true_negatives
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
+from semiseg.models.synchronised import synchronise
 
 T = TypeVar("T")
 
@@ -47,23 +48,26 @@ class Interrupted(UserError):
 def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> None:
     """Train one run to its last step, from its checkpoint where there is one, and write its model.pt.
 
+    Of several processes that train it together, the first alone writes.
     Raises UserError for a run that another process holds, a checkpoint of another configuration or too small
     a GPU, Diverged for a loss that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
     """
     run = config.run
-    with checkpoint.held(run):
-        remove_leftovers(run.checkpoints)
-        remove_leftovers(run.artefacts)
+    with checkpoint.held(run) if distributed.first() else nullcontext():
+        if distributed.first():
+            remove_leftovers(run.checkpoints)
+            remove_leftovers(run.artefacts)
         _refuse_to_diverge_again(config)
         session = Session(config, dataset, split, device)
-        with session.history, _noted_signals() as session.signals:
+        with session.history, _noted_signals() as session.signals, distributed.ended_by(session.signals):
             try:
                 _steps(session)
             except Diverged as error:
                 kept = session.keep_inputs(error.step)
                 raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
-        session.write_model()
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        if distributed.first():
+            session.write_model()
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def _refuse_to_diverge_again(config: RunConfig) -> None:
@@ -94,7 +98,7 @@ def _steps(session: "Session") -> None:
         seed_everything(session.config.run.seed, step)
         with session.enough_memory_for_a_step():
             with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-                loss, logs = learner.training_step(labelled, unlabelled, step)
+                loss, logs = session.model(labelled, unlabelled, step)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if protocol.optimiser.clip_norm is not None:
@@ -127,12 +131,14 @@ class Session:
         self._view = method.views(config.method, self._options, protocol.geometry)
         self.images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if self._view else 0)
         self.signals: list[int] = []  # that have come, and ask for an end between two steps
-        saved = checkpoint.load(config.run.checkpoints, config.digest())
+        with distributed.first_alone():  # it may set a broken one aside
+            saved = checkpoint.load(config.run.checkpoints, config.digest())
 
         seed_everything(config.run.seed, -1)
         student = build(protocol.network, len(config.dataset.classes))
         task = Task(protocol.steps, len(split.labelled), config.dataset.background, len(split.unlabelled))
         self.learner = method.build(config.method, student, self._options, task)
+        synchronise(self.learner, device)
         self.learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = sgd(self.learner, protocol.optimiser)
         self.state = saved or Checkpoint(config.digest(), 0, {}, {}, [], -1.0, 0, {}, provenance.now(), 0.0)
@@ -144,6 +150,7 @@ class Session:
                 network.backbone.compile()
                 network.decoder.compile()
         self.learner.train()
+        self.model = distributed.replicated(self.learner)  # takes the steps
         self.history = History(
             config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history,
             self.state.unwritten,
@@ -163,16 +170,19 @@ class Session:
             for item in items:
                 yield item
                 self._end_if_asked()
-        except UserError:
+        except UserError as error:
+            if distributed.size() > 1 and not isinstance(error, Interrupted):
+                raise  # the other processes know nothing of it, and go no further
             if self.state.step > self._saved_step:
                 self.save()
             self._end_if_asked()  # a reader may have died of the same signal
             raise
 
     def _end_if_asked(self) -> None:
-        if self.signals:
+        number = distributed.largest(max(self.signals, default=0))
+        if number:
             said = f"{self.config.run}: saved after step {self.state.step}; start it again to go on"
-            raise Interrupted(said, self.signals[0])
+            raise Interrupted(said, number)
 
     def _batches(self, first: int, last: int) -> Iterator[tuple[Labelled, Unlabelled | None]]:
         """The batches of steps [first, last)."""
@@ -231,13 +241,15 @@ class Session:
 
         Raises what ``_or_saved`` does.
         """
-        images = self._or_saved(
-            evaluation_images(self.dataset, self.dataset.ids("val"), self.config.protocol.workers)
-        )
+        ids = distributed.dealt(self.dataset.ids("val"))
+        images = evaluation_images(self.dataset, ids, self.config.protocol.workers)
+        if distributed.size() == 1:  # several end between two steps only, where all of them are
+            images = self._or_saved(images)
         scored = networks(self.learner)
         matrices = confusion(
             scored, images, len(self.config.dataset.classes), self.device, self.config.protocol.precision
         )
+        matrices = {name: distributed.summed(matrix) for name, matrix in matrices.items()}
         self.history.validated(
             {
                 f"val_{name}_{network}": float(figure(matrix))
@@ -254,15 +266,21 @@ class Session:
         """Whether so many steps or minutes have passed; when that is changes no number."""
         protocol = self.config.protocol
         minutes = (time.monotonic() - self._saved_at) / 60
-        return self.state.step % protocol.checkpoint_every == 0 or minutes >= protocol.checkpoint_minutes
+        late = distributed.agreed(minutes >= protocol.checkpoint_minutes)
+        return late or self.state.step % protocol.checkpoint_every == 0
 
     def save(self) -> None:
-        """Write the checkpoint. Raises Diverged rather than save a loss that is not finite."""
+        """Write the checkpoint, for which every process waits.
+
+        Raises Diverged rather than save a loss that is not finite.
+        """
         self.history.read()
         self.state.method = self.learner.state_dict()
         self.state.optimiser = self.optimiser.state_dict()
         self.state.history, self.state.unwritten = self.history.rows, self.history.unwritten
-        self.state.save(self.config.run.checkpoints)
+        with distributed.first_alone():
+            if distributed.first():
+                self.state.save(self.config.run.checkpoints)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def keep_inputs(self, step: int) -> Path:
@@ -271,12 +289,13 @@ class Session:
         inputs = {
             "config_sha256": self.state.config_sha256,
             "step": step,
-            "images": labelled.images.cpu(),
-            "masks": labelled.masks.cpu(),
-            "views": {name: view.cpu() for name, view in (unlabelled or {}).items()},
+            "images": distributed.gathered(labelled.images).cpu(),
+            "masks": distributed.gathered(labelled.masks).cpu(),
+            "views": {name: distributed.gathered(view).cpu() for name, view in (unlabelled or {}).items()},
         }
         path = self.config.run.checkpoints / f"nan-step-{step}.pt"
-        checkpoint.write(inputs, path)
+        if distributed.first():
+            checkpoint.write(inputs, path)
         return path
 
     def write_model(self) -> None:

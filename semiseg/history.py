@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from semiseg import distributed
 from semiseg.errors import UserError
 from semiseg.files import written_whole
 from semiseg.method import Logs
@@ -33,7 +34,8 @@ class History:
     """Collects the logs of every step on the device and reads them all at once every few steps.
 
     ``rows`` and ``unwritten``, the logs of the steps behind the last row, are what a checkpoint carries: so
-    when one is written has no trace in history.csv.
+    when one is written has no trace in history.csv. Of several processes, which average their logs, the first
+    alone writes and speaks.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class History:
         self._path = folder / "history.csv"
         self._pending: list[tuple[int, Logs]] = []
         self._last_step, self._timed = first_step, 0
-        self._events = SummaryWriter(folder, purge_step=first_step)
-        self._terminal = sys.stderr.isatty()
+        self._writes = distributed.first()
+        self._events = SummaryWriter(folder, purge_step=first_step) if self._writes else None
+        self._terminal = sys.stderr.isatty() and self._writes
         self._bar = tqdm(
             total=steps,
             initial=first_step,
@@ -71,7 +74,8 @@ class History:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
         self._bar.close()
 
     def add(self, step: int, logs: Logs) -> None:
@@ -88,7 +92,7 @@ class History:
         table = torch.stack(
             [torch.stack([logs[name].float() for name in names]) for _, logs in self._pending]
         )
-        values = table.double().cpu()  # the one synchronisation of these steps
+        values = distributed.averaged(table.double()).cpu()  # the one synchronisation of these steps
         self._refuse_non_finite(values, names)
         self.unwritten += [dict(zip(names, row, strict=True)) for row in values.tolist()]
         self._pending = []
@@ -122,6 +126,8 @@ class History:
 
     def _write(self, news: dict[str, float]) -> None:
         """Write all rows, and to TensorBoard what is new in the last of them."""
+        if self._events is None:
+            return
         with written_whole(self._path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
         for name, value in news.items():
@@ -139,7 +145,7 @@ class History:
         rate = f"{row['images_per_second']:.1f}"
         self._bar.set_postfix({"images/s": rate, **losses}, refresh=False)
         now, step = time.perf_counter(), int(row["step"])
-        if self._terminal or (now - self._spoke < PLAIN_SECONDS and step < self._steps):
+        if not self._writes or self._terminal or (now - self._spoke < PLAIN_SECONDS and step < self._steps):
             return
         self._spoke = now
         left = (self._steps - step) * (now - self._began) / (step - self._first)

@@ -30,6 +30,7 @@ CARRIERS = frozenset(
         "errors",
         "files",
         "history",
+        "launch",
         "paths",
         "provenance",
         "record",
@@ -85,7 +86,9 @@ def _grid(params: Params, name: str) -> dict[str, Any]:
     grid, reference = look_up(params.grids, name, "grids"), published.load()
     beside = reference.beside(params, grid.rows, grid.splits)
     figures = {f"{recipe}/{split}": dataclasses.asdict(each) for (recipe, split), each in beside.items()}
-    return {**dataclasses.asdict(grid), "published": figures, "paper": reference.numbers(name)}
+    numbers = {**dataclasses.asdict(grid), "published": figures, "paper": reference.numbers(name)}
+    del numbers["gpus"]  # they change no result
+    return numbers
 
 
 def text(ingredients: dict[str, Any]) -> str:

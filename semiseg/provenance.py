@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from semiseg import distributed
+
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 CODE = ("semiseg", "pipeline", "params.yaml")  # what a revision must have unmodified
 
@@ -29,10 +31,11 @@ def packages() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the processor's with the number of threads in use."""
+    """The accelerator's name, or the processor's with the number of threads in use; how many run together."""
+    together = f"{distributed.size()} x " if distributed.size() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, CPU, {torch.get_num_threads()} thread(s)"
+        return together + torch.cuda.get_device_name(device)
+    return f"{together}{_processor()}, CPU, {torch.get_num_threads()} thread(s)"
 
 
 def now() -> str:

@@ -5,6 +5,7 @@ Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch
 """
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from semiseg import distributed
 from semiseg.config import Geometry
 from semiseg.data.cache import FORK, SharedCache
 from semiseg.data.geometry import random_scale_crop_flip
@@ -129,7 +131,10 @@ def labelled_batches(
     last_step: int,
     workers: int,
 ) -> Iterator[Sample]:
-    """Batches of steps [first_step, last_step): images (B, 3, c, c) and masks (B, c, c), both uint8."""
+    """Batches of steps [first_step, last_step): images (B, 3, c, c) and masks (B, c, c), both uint8.
+
+    Each of several processes has its own block of every batch of ``batch_size``, which is a multiple of them.
+    """
     stream = Stream(ids, seed, LABELLED, _Labelled(images, geometry))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
@@ -144,7 +149,7 @@ def unlabelled_batches(
     last_step: int,
     workers: int,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of steps [first_step, last_step): what ``view`` returns, stacked."""
+    """Batches of steps [first_step, last_step): what ``view`` returns, stacked; blocks as above."""
     stream = Stream(ids, seed, UNLABELLED, _Unlabelled(images, view))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
@@ -152,10 +157,13 @@ def unlabelled_batches(
 def _batches(
     stream: Stream[Any], batch_size: int, first_step: int, last_step: int, workers: int
 ) -> Iterator[Any]:
+    places = np.arange(first_step * batch_size, last_step * batch_size)
+    share = batch_size // distributed.size()
+    blocks = places.reshape(-1, distributed.size(), share)
     loader = DataLoader(
         stream,
-        batch_size,
-        sampler=range(first_step * batch_size, last_step * batch_size),
+        share,
+        sampler=blocks[:, distributed.rank()].ravel().tolist(),
         num_workers=workers,
         multiprocessing_context=FORK if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -196,6 +204,7 @@ class _Evaluation(Dataset[tuple[str, Tensor, Tensor]]):
 def _serve(worker: int) -> None:
     """Ctrl-C is for the run that a reader serves; and a killed run's locks would live on in its readers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)  # torchrun sends SIGTERM to a process's group, which has a step to finish
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

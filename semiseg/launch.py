@@ -1,0 +1,102 @@
+"""torchrun on the stage itself: one process a GPU, which begin and end together."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    get_error_handler,
+)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from semiseg.errors import UserError
+
+EX_TEMPFAIL = 75  # what engines retry
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PATIENCE = 5.0  # seconds
+
+
+class Ended(UserError):
+    """The processes of a run have ended before their work."""
+
+    def __init__(self, line: str, exit_status: int) -> None:
+        super().__init__(line)
+        self.exit_status = exit_status
+
+
+def start(title: str, processes: int) -> None:
+    """Run this very command in ``processes`` processes of this machine, and wait for them.
+
+    When one of them dies, the others end too. SIGTERM reaches all, which save at the same step. Raises Ended
+    with one line, and the status, of what ended them.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning when every head takes a gradient
+    with tempfile.TemporaryDirectory() as folder:
+        together = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(together, sys.executable)("-u", *sys.argv)
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            _tell(title, processes, failure)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            line = f"{title}: stopped by {error.sigval.name}; start it again to go on from its checkpoint"
+            raise Ended(line, EX_TEMPFAIL) from None
+
+
+def _tell(title: str, processes: int, failure: ProcessFailure) -> None:
+    """Say what the first process that ended could not say itself."""
+    if failure.exitcode < 0:
+        raise Ended(
+            f"{title}: process {failure.local_rank + 1} of {processes} was killed ({failure.signal_name()}); "
+            "start the run again to go on from its checkpoint",
+            EX_TEMPFAIL,
+        ) from None
+    if isinstance(failure.message, dict):
+        _, line = failure.message["message"].split(": ", 1)  # the exception's type and text
+        raise Ended(line, failure.exitcode) from None
+    sys.exit(failure.exitcode)  # its own words stand above
+
+
+def started() -> bool:
+    """Whether this process is one of those that torchrun has started."""
+    return distributed.is_torchelastic_launched()
+
+
+@contextmanager
+def one_of_several() -> Iterator[None]:
+    """A process that ends with the one that started it, and leaves it to say what is wrong."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        yield
+    except RuntimeError:
+        # If another process has ended before, the SIGTERM that torchrun sends then ends this one here.
+        time.sleep(PATIENCE)
+        raise
+    except UserError as error:
+        get_error_handler().record_exception(error)
+        sys.exit(error.exit_status)
