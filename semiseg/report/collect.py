@@ -92,10 +92,14 @@ class Results:
         return summarise([each.score(pick(each)).miou for each in self.runs(recipe, split)])
 
     def gain(self, recipe: str, split: str, pick: Pick) -> Summary | None:
-        """mIoU minus the baseline's on the same split and seed, over the seeds that both have."""
+        """mIoU minus the baseline's on the same split and seed; None for the baseline itself."""
+        return None if recipe == BASELINE else self.difference(recipe, BASELINE, split, pick)
+
+    def difference(self, recipe: str, other: str, split: str, pick: Pick) -> Summary | None:
+        """mIoU of ``recipe`` minus that of ``other``, over the seeds that both have."""
         differences = [
-            each.score(pick(each)).miou - baseline.score(pick(baseline)).miou
-            for each, baseline in self._pairs(recipe, split)
+            one.score(pick(one)).miou - two.score(pick(two)).miou
+            for one, two in self.pairs(recipe, other, split)
         ]
         summary = summarise(differences)
         return None if summary is None else replace(summary, interval=interval(differences))
@@ -104,18 +108,14 @@ class Results:
         """A class's IoU at the last step minus the baseline's, over the paired seeds where both have one."""
         pairs = [
             (each.score(each.last).iou.get(label), baseline.score(baseline.last).iou.get(label))
-            for each, baseline in self._pairs(recipe, split)
+            for each, baseline in (self.pairs(recipe, BASELINE, split) if recipe != BASELINE else [])
         ]
         return summarise([own - other for own, other in pairs if own is not None and other is not None])
 
-    def _pairs(self, recipe: str, split: str) -> list[tuple[Record, Record]]:
-        """A cell's finished runs, each with the baseline's on the same seed; none for the baseline itself."""
-        pairs = []
-        for each in self.runs(recipe, split) if recipe != BASELINE else []:
-            baseline = self.records.get(Run(BASELINE, split, each.seed))
-            if baseline is not None:
-                pairs.append((each, baseline))
-        return pairs
+    def pairs(self, recipe: str, other: str, split: str) -> list[tuple[Record, Record]]:
+        """The finished runs of two recipes on one split, seed by seed."""
+        others = {each.seed: each for each in self.runs(other, split)}
+        return [(each, others[each.seed]) for each in self.runs(recipe, split) if each.seed in others]
 
     def missing(self) -> dict[str, list[Run]]:
         """The runs of the table that are not there, by the grid whose target runs them."""

@@ -1,27 +1,34 @@
-"""Figures of a grid: mIoU over the labelled share, IoU of each class, training curves."""
+"""The figures of a grid; here mIoU over the labelled share and IoU of each class."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from semiseg.config import Params
 from semiseg.paths import RESULTS
-from semiseg.report import panel
+from semiseg.report import ablation, confusion, panel, sheet, training
 from semiseg.report.collect import BASELINE, Results, last, share, summarise
-from semiseg.report.style import STYLE, WIDTH, look, save
+from semiseg.report.style import NARROWEST, STYLE, look, save
 
-HOLLOW: Any = {"linestyle": "", "markerfacecolor": "white"}  # what was published
-NARROWEST = 6.0  # points of mIoU that a row figure spans, so that it does not magnify noise
+
+@dataclass(frozen=True)
+class Kind:
+    """One figure of a grid."""
+
+    name: str  # of its files
+    caption: str
+    draw: Callable[[Results], Figure | None]  # None where there is nothing to draw
+    lacking: Callable[[Results], str] = lambda results: ""  # what of it is not here
+    local: bool = False  # drawn from files that are not in git
+    shape: str = "plain"  # its place on the page: plain, tall or wide
 
 
 def folder(grid: str) -> Path:
@@ -31,36 +38,52 @@ def folder(grid: str) -> Path:
 def write(results: Results) -> list[Path]:
     """Draw what the records, histories and predictions on this machine allow; return the paths written.
 
-    Histories and predictions are not in git. Where some are not here, a figure that was drawn from all of
-    them stays as it is; where there is no such figure yet, it is drawn from those that are here.
+    Predictions are not in git. Where some are not here, a figure that was drawn from all of them stays as it
+    is; where there is no such figure yet, it is drawn from those that are here.
     """
     if not results.records:
         return []
-    place = folder(results.name)
+    written = []
     with rc_context(STYLE):
-        written = save(miou(results), place / "miou") + save(classes(results), place / "classes")
-        if _gained(results):
-            written += save(gains(results), place / "gains")
-        here = [run for run in results.records if (run.artefacts / "history.csv").exists()]
-        if here and (len(here) == len(results.records) or not (place / "curves.png").exists()):
-            written += save(curves(results), place / "curves")
-        content = panel.find(results)
-        if content is not None and (content.complete or not (place / "panel.png").exists()):
-            written += save(panel.draw(content), place / "panel")
+        for kind in KINDS:
+            stem = folder(results.name) / kind.name
+            if kind.local and stem.with_suffix(".png").exists() and kind.lacking(results):
+                continue
+            figure = kind.draw(results)
+            if figure is not None:
+                written += save(figure, stem)
     return written
+
+
+def shown(grid: str) -> list[tuple[Kind, Path]]:
+    """The figures that are there."""
+    files = [(kind, folder(grid) / f"{kind.name}.png") for kind in KINDS]
+    return [(kind, path) for kind, path in files if path.exists()]
+
+
+def lacking(results: Results) -> list[str]:
+    """A line for each figure that lacks something."""
+    there = {kind.name for kind, _ in shown(results.name)}
+    said = {kind.name: kind.lacking(results) for kind in KINDS if not (kind.local and kind.name in there)}
+    return [
+        f"Figure `{name}` {'is without some runs' if name in there else 'is not here'}: {reason}."
+        for name, reason in said.items()
+        if reason
+    ]
 
 
 def miou(results: Results) -> Figure:
     """mIoU over the labelled share; where there is one share, a row for each recipe."""
     facets: dict[tuple[str, str], list[str]] = {}
-    for split in _splits(results):
+    for split in sheet.splits_run(results):
         declared = results.params.splits[split]
         facets.setdefault((declared.dataset, declared.protocol), []).append(split)
     curve = any(len(splits) > 1 for splits in facets.values())
     rows = max(
-        sum(bool(results.runs(recipe, split)) for recipe in results.recipes) for split in _splits(results)
+        sum(bool(results.runs(recipe, split)) for recipe in results.recipes)
+        for split in sheet.splits_run(results)
     )
-    figure = _figure(len(facets) * (3.6 if curve else 0.9 + 0.36 * rows))
+    figure = sheet.blank(len(facets) * (3.6 if curve else 0.9 + 0.36 * rows))
     grid = figure.subplots(len(facets), 1, squeeze=False)
     for axes, ((dataset, protocol), splits) in zip(grid.flat, facets.items(), strict=True):
         if len(splits) > 1:
@@ -68,17 +91,17 @@ def miou(results: Results) -> Figure:
             axes.set_title(dataset if len(facets) == 1 else f"{dataset}, {protocol}")
         else:
             _rows(axes, results, splits[0])
-            axes.set_title(_title(results, splits[0]))
+            axes.set_title(sheet.title(results, splits[0]))
     if curve:
-        recipes, splits = _recipes(results), _splits(results)
+        recipes, splits = sheet.recipes_run(results), sheet.splits_run(results)
         printed = any(recipe in recipes and split in splits for recipe, split in results.published)
-        _legend(figure, results.params, recipes, lines=True, published=printed)
+        sheet.legend(figure, results.params, recipes, lines=True, published=printed)
     return figure
 
 
 def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
     splits = sorted(splits, key=lambda split: results.params.splits[split].ratio)
-    recipes = _recipes(results)
+    recipes = sheet.recipes_run(results)
     for place, recipe in enumerate(recipes):
         dodge = 1.03 ** (place - (len(recipes) - 1) / 2)  # so that error bars do not hide each other
         points = [
@@ -98,7 +121,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             if (recipe, split) in results.published
         ]
         if printed:
-            axes.plot(*np.transpose(printed), **HOLLOW, **look(results.params, recipe))
+            axes.plot(*np.transpose(printed), **sheet.HOLLOW, **look(results.params, recipe))
     axes.set_xscale("log", base=2)
     axes.set_xticks(
         [float(results.params.splits[split].ratio) for split in splits],
@@ -107,6 +130,11 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labelled share of the training set (images)")
     axes.set_ylabel("mIoU (%)")
+
+
+def _share_label(results: Results, split: str) -> str:
+    labelled, ratio = results.labelled(split), share(results.params.splits[split].ratio)
+    return ratio if labelled is None else f"{ratio}\n({labelled})"
 
 
 def _rows(axes: Axes, results: Results, split: str) -> None:
@@ -150,17 +178,25 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
 
 def classes(results: Results) -> Figure:
     """IoU of each class, mean over seeds, one plot for each split."""
-    figure = _by_class(results, _splits(results), _recipes(results), partial(_class_iou, results), "IoU (%)")
+    figure = _by_class(
+        results,
+        sheet.splits_run(results),
+        sheet.recipes_run(results),
+        partial(_class_iou, results),
+        "IoU (%)",
+    )
     for axes in figure.axes:
         axes.set_xlim(0, 100)
     return figure
 
 
-def gains(results: Results) -> Figure:
+def gains(results: Results) -> Figure | None:
     """IoU of each class minus the baseline's on the same seeds, one plot for each split that has both."""
-    recipes = [recipe for recipe in _recipes(results) if recipe != BASELINE]
-    label = f"IoU minus {BASELINE}'s (points)"
-    figure = _by_class(results, _gained(results), recipes, partial(_class_gain, results), label)
+    recipes = [recipe for recipe in sheet.recipes_run(results) if recipe != BASELINE]
+    label, splits = f"IoU minus {BASELINE}'s (points)", _gained(results)
+    if not splits:
+        return None
+    figure = _by_class(results, splits, recipes, partial(_class_gain, results), label)
     for axes in figure.axes:
         axes.axvline(0, color="#777777", linewidth=1, zorder=1)
     return figure
@@ -170,7 +206,7 @@ def _gained(results: Results) -> list[str]:
     """The splits on which a recipe stands beside the baseline."""
     return [
         split
-        for split in _splits(results)
+        for split in sheet.splits_run(results)
         if any(results.gain(recipe, split, last) for recipe in results.recipes)
     ]
 
@@ -186,18 +222,18 @@ def _by_class(
     columns = min(2, len(splits))
     rows = math.ceil(len(splits) / columns)
     names = [results.dataset(split).classes for split in splits]
-    figure = _figure(rows * (0.7 + 0.235 * max(map(len, names))) + 0.35)
+    figure = sheet.blank(rows * (0.7 + 0.235 * max(map(len, names))) + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes in grid.flat[len(splits) :]:
         figure.delaxes(axes)
     for axes, split, labels in zip(grid.flat, splits, names, strict=False):
         values = {recipe: [value(recipe, split, name) for name in labels] for recipe in recipes}
         _class_rows(axes, results.params, labels, values)
-        axes.set_title(_title(results, split))
+        axes.set_title(sheet.title(results, split))
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in grid[-1]:
         axes.set_xlabel(label)
-    _legend(figure, results.params, recipes, lines=False)
+    sheet.legend(figure, results.params, recipes, lines=False)
     return figure
 
 
@@ -240,77 +276,66 @@ def _class_gain(results: Results, recipe: str, split: str, label: str) -> float 
     return None if gain is None else 100 * gain.mean
 
 
-def curves(results: Results) -> Figure:
-    """The loss on labelled images and the validated mIoU of the scored network, a line a seed."""
-    splits = _splits(results)
-    figure = _figure(0.5 + 2.1 * len(splits))
-    grid = figure.subplots(len(splits), 2, squeeze=False)
-    for (left, right), split in zip(grid, splits, strict=True):
-        for recipe in results.recipes:
-            for record in results.runs(recipe, split):
-                path = Path("runs", recipe, split, str(record.seed), "history.csv")
-                if path.exists():
-                    _history(left, right, pd.read_csv(path), record.headline, look(results.params, recipe))
-        left.set_title(_title(results, split))
-        left.set_ylabel("loss on labelled images")
-        right.set_ylabel("mIoU on val (%)")
-        left.set_ylim(bottom=0)
-        right.set_ylim(bottom=0)
-    for axes in grid[-1]:
-        axes.set_xlabel("step")
-    _legend(figure, results.params, _recipes(results), lines=True)
-    return figure
-
-
-def _history(left: Axes, right: Axes, history: pd.DataFrame, headline: str, style: dict[str, Any]) -> None:
-    if "supervised" in history:
-        smooth = history["supervised"].rolling(max(1, len(history) // 40), min_periods=1).mean()
-        left.plot(history["step"], smooth, color=style["color"], linewidth=1, alpha=0.85)
-    column = f"val_miou_{headline}"
-    if column in history:
-        validated = history.dropna(subset=[column])
-        right.plot(
-            validated["step"], 100 * validated[column], markersize=3.5, linewidth=1, alpha=0.85, **style
-        )
-
-
-def _splits(results: Results) -> list[str]:
-    """Those with a finished run."""
-    done = {run.split for run in results.records}
-    return [split for split in results.grid.splits if split in done]
-
-
-def _recipes(results: Results) -> list[str]:
-    """Those with a finished run."""
-    done = {run.recipe for run in results.records}
-    return [recipe for recipe in results.recipes if recipe in done]
-
-
-def _title(results: Results, split: str) -> str:
-    """ "camvid, 1/8 labelled (46 images)", with the protocol where the grid has several."""
-    declared, labelled = results.params.splits[split], results.labelled(split)
-    images = "" if labelled is None else f" ({labelled} images)"
-    protocol = f", {declared.protocol}" if len(results.protocols()) > 1 else ""
-    ratio = "all" if declared.ratio == 1 else share(declared.ratio)
-    return f"{declared.dataset}, {ratio} labelled{images}{protocol}"
-
-
-def _share_label(results: Results, split: str) -> str:
-    labelled, ratio = results.labelled(split), share(results.params.splits[split].ratio)
-    return ratio if labelled is None else f"{ratio}\n({labelled})"
-
-
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-def _legend(
-    figure: Figure, params: Params, recipes: Sequence[str], lines: bool, published: bool = False
-) -> None:
-    handles = [
-        Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(params, recipe))
-        for recipe in recipes
-    ]
-    if published:
-        handles.append(Line2D([], [], label="published", color="#777777", marker="o", **HOLLOW))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+KINDS = (  # in the order of the page
+    Kind("miou", "mIoU at the last step: mean and standard deviation over seeds.", miou),
+    Kind(
+        "ablation",
+        "Variants of a method: mIoU at the last step minus the method's own on the same seeds; mean, "
+        "standard deviation, number of seeds.",
+        ablation.draw,
+    ),
+    Kind("classes", "IoU of each class at the last step: mean over seeds.", classes, shape="tall"),
+    Kind(
+        "gains",
+        "IoU of each class at the last step minus supervised's on the same seeds: mean over seeds.",
+        gains,
+        shape="tall",
+    ),
+    Kind(
+        "confusion",
+        "What is taken for what at the last step: of a class's pixels (row) the share predicted as each, a "
+        "mean over seeds. A share below 0.5 % has no number.",
+        confusion.draw,
+        confusion.lacking,
+        shape="tall",
+    ),
+    Kind(
+        "curves",
+        "Training: a line for each seed; the loss is a running mean.",
+        training.curves,
+        training.lacking,
+    ),
+    Kind(
+        "cmb",
+        "CMB over time: the share of its memory that is filled, and the standard deviation of its "
+        "attention's weights within a class (zero: all weigh the same; their mean is one).",
+        training.cmb,
+        training.lacking,
+    ),
+    Kind(
+        "dcc",
+        "DCC over time: the share of the overlap's positions whose positive its masks select; and of all "
+        "pairs of val pixels that the scored network predicts as different classes, the share that are of "
+        "different classes.",
+        training.dcc,
+        training.lacking,
+    ),
+    Kind(
+        "panel",
+        "Evaluation images, evenly spaced over the list: their truth and what each recipe predicts at the "
+        "last step.",
+        panel.typical,
+        panel.lacking,
+        local=True,
+        shape="wide",
+    ),
+    Kind(
+        "extremes",
+        "The evaluation images that gain and lose most over supervised: difference of the image's own mIoU, "
+        "in points, at the last step of the first seed that both have.",
+        panel.extremes,
+        panel.lacking_scores,
+        local=True,
+        shape="wide",
+    ),
+)

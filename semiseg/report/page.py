@@ -23,6 +23,7 @@ from semiseg.paths import RESULTS, Run
 from semiseg.record import Record
 from semiseg.report import figures, papers, published, tables
 from semiseg.report.collect import Results, best, collect, command, last
+from semiseg.report.figures import Kind
 from semiseg.report.papers import Paper
 
 PAGE = RESULTS / "report.html"
@@ -48,20 +49,14 @@ COLUMNS = (
     Column("device"),
     Column("date (UTC)"),
     Column("training (min)", number=True),
+    Column("GPU-hours", number=True),
     Column("images/s", number=True),
     Column("peak memory (MiB)", number=True),
     Column("configuration", hash=True),
     Column("split list", hash=True),
     Column("data", hash=True),
+    Column("record"),
 )
-
-CAPTIONS = {
-    "miou": "mIoU at the last step: mean and standard deviation over seeds.",
-    "classes": "IoU of each class at the last step: mean over seeds.",
-    "gains": "IoU of each class at the last step minus supervised's on the same seeds: mean over seeds.",
-    "curves": "Training: a line for each seed; the loss is a running mean.",
-    "panel": "Evaluation images, their truth and what each recipe predicts at the last step.",
-}
 
 
 def write(params: Params) -> list[str]:
@@ -115,7 +110,7 @@ def _section(results: Results) -> Mapping[str, Any]:
         "best": tables.layout(results, best),
         "warning": tables.warning(results),
         "missing": tables.missing(results),
-        "notes": tables.notes(results),
+        "notes": [*tables.notes(results), *figures.lacking(results)],
         **_evidence(results.name, results.grid.title, results.grid.runs(), results.records),
     }
 
@@ -137,32 +132,27 @@ def _evidence(
     name: str, title: str, wanted: Sequence[Run], records: Mapping[Run, Record]
 ) -> Mapping[str, Any]:
     """What a table rests on: its figures and runs, and how many of those ``wanted`` are there."""
-    hours = sum(record.provenance.train_seconds for record in records.values()) / 3600
     recipes = ", ".join(dict.fromkeys(run.recipe for run in records))
     return {
         "name": name,
         "progress": f"{sum(run in records for run in wanted)} of {tables.runs_of(len(wanted))}",
-        "figures": [
-            _figure(path, title, recipes)
-            for figure in CAPTIONS
-            if (path := figures.folder(name) / f"{figure}.png").exists()
-        ],
+        "figures": [_figure(kind, path, title, recipes) for kind, path in figures.shown(name)],
         "columns": COLUMNS,
         "runs": [_row(record) for record in records.values()],
-        "cost": f"Training time: {hours:.2f} hours, {tables.runs_of(len(records))}." if records else "",
+        "cost": cost(list(records.values())),
     }
 
 
-def _figure(path: Path, title: str, recipes: str) -> Mapping[str, Any]:
+def _figure(kind: Kind, path: Path, title: str, recipes: str) -> Mapping[str, Any]:
     with Image.open(path) as image:
         width, height = image.size
     return {
-        "caption": CAPTIONS[path.stem],
-        "alt": f"{title}. {CAPTIONS[path.stem]} Shown are {recipes}.",
+        "caption": kind.caption,
+        "alt": f"{title}. {kind.caption} Shown are {recipes}.",
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": width,
         "height": height,
-        "shape": {"classes": "tall", "gains": "tall", "panel": "wide"}.get(path.stem, "plain"),
+        "shape": kind.shape,
     }
 
 
@@ -181,12 +171,32 @@ def _row(record: Record) -> tuple[str, ...]:
         origin.device,
         origin.finished[:10],
         f"{origin.train_seconds / 60:.1f}",
+        f"{origin.train_seconds / 3600:.2f}" if _on_gpu(record) else "",
         f"{origin.images_per_second:.1f}",
         "" if origin.peak_memory_mib is None else f"{origin.peak_memory_mib:.0f}",
         origin.config_sha256,
         origin.split_sha256,
         origin.data_sha256,
+        Run(record.recipe, record.split, record.seed).metrics.as_posix(),
     )
+
+
+def cost(records: Sequence[Record]) -> str:
+    """Hours on a GPU and on a CPU, and the most memory that a run took; "" without a run."""
+    gpu, cpu = ([each for each in records if _on_gpu(each) == on_gpu] for on_gpu in (True, False))
+    said = [
+        f"{sum(each.provenance.train_seconds for each in some) / 3600:.2f} {unit} ({tables.runs_of(len(some))})"
+        for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours"))
+        if some
+    ]
+    peak = max((each.provenance.peak_memory_mib or 0 for each in gpu), default=0)
+    memory = f"; at most {peak:,.0f} MiB of GPU memory a run" if gpu else ""
+    return f"Training: {', '.join(said)}{memory}." if said else ""
+
+
+def _on_gpu(record: Record) -> bool:
+    """Its memory is measured there only."""
+    return record.provenance.peak_memory_mib is not None
 
 
 def _marks(text: str) -> str:

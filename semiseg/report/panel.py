@@ -1,10 +1,11 @@
-"""A panel of evaluation images: the image, its truth and what each recipe predicts."""
+"""Panels of evaluation images: the image, its truth and what is predicted."""
 
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -14,56 +15,130 @@ from PIL import Image
 from semiseg import paths
 from semiseg.data import prepared
 from semiseg.data.decoding import IGNORE
-from semiseg.report.collect import Results, share
+from semiseg.report import sheet
+from semiseg.report.collect import BASELINE, Results, share
 from semiseg.report.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
 PIXELS = 480  # the widest that an image is drawn
+TYPICAL = 4  # images
+EXTREMES = 2  # images that gain most, and as many that lose most, for each method
+
+
+@dataclass(frozen=True)
+class Row:
+    """An evaluation image and predictions of it, all on this machine."""
+
+    image: Path
+    mask: Path
+    predictions: tuple[Path, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What the panel shows, all of it on this machine."""
+    """What a panel shows."""
 
     title: str
-    images: tuple[Path, ...]
-    masks: tuple[Path, ...]
-    predictions: dict[str, tuple[Path, ...]]  # by recipe
+    columns: tuple[str, ...]  # of the predictions
+    rows: tuple[Row, ...]
     classes: tuple[str, ...]
     background: int | None
-    complete: bool  # every recipe that has a record on this split is shown
 
 
-def find(results: Results) -> Content | None:
-    """The split that most recipes have run, each with its first seed; None where the files are not here."""
-    split = max(results.grid.splits, key=lambda each: len(_runs(results, each)))  # the first of the largest
+def typical(results: Results) -> Figure | None:
+    """Images spread over the evaluation list; None where the files are not here."""
+    content = find_typical(results)
+    return None if content is None else draw(content)
+
+
+def extremes(results: Results) -> Figure | None:
+    """The images with the largest gains and losses over the baseline; None where the files are not here."""
+    content = find_extremes(results)
+    return None if content is None else draw(content)
+
+
+def find_typical(results: Results) -> Content | None:
+    """The split that most recipes have run, each recipe with its first seed."""
+    dataset = _dataset(results)
+    runs = {recipe: run for recipe, run in _runs(results).items() if _folder(run).is_dir()}
+    if dataset is None or not runs:
+        return None
+    evaluated = dataset.ids(results.dataset(sheet.fullest_split(results)).evaluate)
+    ids = [each for each in evaluated if all(_prediction(run, each).exists() for run in runs.values())]
+    chosen = [ids[place * len(ids) // TYPICAL] for place in range(TYPICAL)] if len(ids) > TYPICAL else ids
+    rows = [_row(dataset, each, *runs.values()) for each in chosen]
+    return _content(results, tuple(runs), rows)
+
+
+def find_extremes(results: Results) -> Content | None:
+    """On the split that most recipes have run: each method, by the first seed that the baseline has too."""
+    split, dataset = sheet.fullest_split(results), _dataset(results)
+    if dataset is None:
+        return None
+    rows = []
+    for method in sheet.methods_run(results, split):
+        for own, baseline in results.pairs(method, BASELINE, split)[:1] if method != BASELINE else []:
+            run, other = paths.Run(method, split, own.seed), paths.Run(BASELINE, split, baseline.seed)
+            rows += [
+                _row(dataset, each, other, run, label=f"{method} {100 * gain:+.1f}")
+                for each, gain in largest(_gains(run, other))
+                if _prediction(run, each).exists() and _prediction(other, each).exists()
+            ]
+    return _content(results, (BASELINE, "method"), rows)
+
+
+def largest(gains: "pd.Series[float]") -> list[tuple[str, float]]:
+    """The ids with the largest gains, then those with the largest losses; ties in the list's order."""
+    up = gains[gains > 0].sort_values(ascending=False, kind="stable").head(EXTREMES)
+    down = gains[gains < 0].sort_values(kind="stable").head(EXTREMES)
+    return [(str(each), float(gain)) for gain_or_loss in (up, down) for each, gain in gain_or_loss.items()]
+
+
+def _gains(run: paths.Run, other: paths.Run) -> "pd.Series[float]":
+    """Each image's mIoU of ``run`` minus that of ``other``; empty where one has no scores here."""
+    if not (_scores(run).exists() and _scores(other).exists()):
+        return pd.Series(dtype=float)
+    own, others = (
+        pd.read_csv(_scores(each), index_col="id", dtype={"id": str})["miou"] for each in (run, other)
+    )
+    return (own - others).reindex(own.index).dropna()
+
+
+def lacking(results: Results) -> str:
+    """What the panel of typical images would need; "" where all is here."""
+    if _dataset(results) is None:
+        return "its images are not on this machine"
+    absent = sum(not _folder(run).is_dir() for run in _runs(results).values())
+    return (
+        f"the predictions of {absent} of {len(_runs(results))} runs are not on this machine" if absent else ""
+    )
+
+
+def lacking_scores(results: Results) -> str:
+    """What the panel of extremes would need; "" where all is here, or nothing stands beside the baseline."""
+    split = sheet.fullest_split(results)
+    methods = [each for each in sheet.methods_run(results, split) if results.pairs(each, BASELINE, split)]
+    if methods in ([], [BASELINE]):
+        return ""
+    if _dataset(results) is None:
+        return "its images are not on this machine"
+    runs = [paths.Run(each, split, results.pairs(each, BASELINE, split)[0][0].seed) for each in methods]
+    absent = sum(not _scores(run).exists() for run in runs)
+    return (
+        f"the scores of each image of {absent} of {len(runs)} runs are not on this machine" if absent else ""
+    )
+
+
+def _dataset(results: Results) -> prepared.PreparedDataset | None:
+    """That of the split which most recipes have run, where it is prepared."""
+    split = sheet.fullest_split(results)
     name, declared = results.params.splits[split].dataset, results.dataset(split)
-    if not prepared.is_prepared(name, declared):
-        return None
-    dataset = prepared.open_dataset(name, declared)
-    runs = _runs(results, split)
-    here = {recipe: run for recipe, run in runs.items() if _folder(run).is_dir()}
-    ids = tuple(
-        each
-        for each in dataset.ids(declared.evaluate)
-        if here and all((_folder(run) / f"{each}.png").exists() for run in here.values())
-    )
-    if not ids:
-        return None
-    return Content(
-        title=f"{name}, {share(results.params.splits[split].ratio)} labelled",
-        images=tuple(map(dataset.image_path, ids)),
-        masks=tuple(map(dataset.mask_path, ids)),
-        predictions={
-            recipe: tuple(_folder(run) / f"{each}.png" for each in ids) for recipe, run in here.items()
-        },
-        classes=declared.classes,
-        background=declared.background,
-        complete=len(here) == len(runs),
-    )
+    return prepared.open_dataset(name, declared) if prepared.is_prepared(name, declared) else None
 
 
-def _runs(results: Results, split: str) -> dict[str, paths.Run]:
-    """The first finished seed of each recipe on ``split``."""
+def _runs(results: Results) -> dict[str, paths.Run]:
+    """The first finished seed of each recipe."""
+    split = sheet.fullest_split(results)
     return {
         recipe: paths.Run(recipe, split, done[0].seed)
         for recipe in results.recipes
@@ -72,32 +147,59 @@ def _runs(results: Results, split: str) -> dict[str, paths.Run]:
 
 
 def _folder(run: paths.Run) -> Path:
-    """Predictions of the first images of the evaluation list: <id>.png, greyscale, class ids."""
+    """Predictions of the evaluation list: <id>.png, greyscale, class ids."""
     return run.artefacts / "predictions"
 
 
+def _prediction(run: paths.Run, identifier: str) -> Path:
+    return _folder(run) / f"{identifier}.png"
+
+
+def _scores(run: paths.Run) -> Path:
+    """Columns id and miou."""
+    return run.artefacts / "images.csv"
+
+
+def _row(dataset: prepared.PreparedDataset, identifier: str, *runs: paths.Run, label: str = "") -> Row:
+    predictions = tuple(_prediction(run, identifier) for run in runs)
+    return Row(dataset.image_path(identifier), dataset.mask_path(identifier), predictions, label)
+
+
+def _content(results: Results, columns: tuple[str, ...], rows: list[Row]) -> Content | None:
+    if not rows:
+        return None
+    split = sheet.fullest_split(results)
+    declared = results.dataset(split)
+    title = f"{results.params.splits[split].dataset}, {share(results.params.splits[split].ratio)} labelled"
+    return Content(title, columns, tuple(rows), declared.classes, declared.background)
+
+
 def draw(content: Content) -> Figure:
-    """Rows images; columns image, truth, recipes; below them the colours of the classes."""
-    columns = ["image", "truth", *content.predictions]
+    """Rows images; columns image, truth, predictions; below them the colours of the classes."""
+    columns = ["image", "truth", *content.columns]
     width = max(WIDTH, 1.4 * len(columns))
-    first = Image.open(content.images[0])
+    first = Image.open(content.rows[0].image)
     cell = width / len(columns)
     legend_rows = -(-(len(content.classes) + 1) // _legend_columns(width))
     figure = Figure(
-        figsize=(width, len(content.images) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
+        figsize=(width, len(content.rows) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
     )
-    grid = figure.subplots(len(content.images), len(columns), squeeze=False)
+    grid = figure.subplots(len(content.rows), len(columns), squeeze=False)
     colours = class_colours(len(content.classes), content.background)
     seen: set[int] = set()
-    for row, axes_row in enumerate(grid):
-        truth = _labels(content.masks[row])
-        labels = [truth, *(_labels(files[row]) for files in content.predictions.values())]
+    for row, axes_row in zip(content.rows, grid, strict=True):
+        labels = [_labels(row.mask), *map(_labels, row.predictions)]
         seen.update(*(np.unique(each).tolist() for each in labels))
-        pictures = [_photograph(content.images[row]), *(colours[each] for each in labels)]
+        pictures = [_photograph(row.image), *(colours[each] for each in labels)]
         for axes, picture in zip(axes_row, pictures, strict=True):
             axes.imshow(picture, interpolation="antialiased")
             axes.set_axis_off()
+        if row.label:
+            axes_row[0].text(
+                -0.03, 0.5, row.label, transform=axes_row[0].transAxes, rotation=90, ha="right", va="center",
+                fontsize=8.5,
+            )  # fmt: skip
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, loc="center", fontsize=8.5, fontweight="normal")
     names = {**dict(enumerate(content.classes)), IGNORE: "not scored"}

@@ -43,6 +43,7 @@ STYLE: Any = {
     "savefig.facecolor": "white",
 }
 WIDTH = 7.2  # inches
+NARROWEST = 6.0  # points of mIoU that an axis spans, so that it does not magnify noise
 
 METADATA: dict[str, dict[str, str | None]] = {  # no date: the same figure is the same file
     "png": {"Software": None},

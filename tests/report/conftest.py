@@ -26,9 +26,9 @@ splits:
   shapes-full: {dataset: shapes, protocol: small, ratio: 1}
 recipes:
   supervised: {method: supervised}
-  cmb: {method: supervised}
-  dcc: {method: supervised}
-  cmb-no_attention: {method: supervised}
+  cmb: {method: cmb}
+  dcc: {method: dcc}
+  cmb-no_attention: {method: cmb}
 grids:
   main:
     title: Shapes, all of them

@@ -12,9 +12,9 @@ from semiseg import config, record
 from semiseg.config import Params
 from semiseg.paths import Run
 from semiseg.record import Record
-from semiseg.report import figures
+from semiseg.report import figures, training
 from semiseg.report.collect import collect
-from semiseg.report.style import look
+from semiseg.report.style import NARROWEST, look
 
 Finish = Callable[..., Record]
 
@@ -29,9 +29,7 @@ def two_splits(params: Params, finish: Finish) -> Params:
 
 
 def keep_history(recipe: str, split: str, seed: int, column: str = "val_miou_student") -> None:
-    folder = Run(recipe, split, seed).artefacts
-    folder.mkdir(parents=True)
-    (folder / "history.csv").write_text(
+    Run(recipe, split, seed).history.write_text(
         f"step,learning_rate,supervised,images_per_second,{column}\n"
         "50,0.05,2.0,10,\n100,0.04,1.0,10,0.25\n150,0.03,0.5,10,\n200,0.0,0.4,10,0.5\n"
     )
@@ -82,7 +80,7 @@ def test_one_split_is_a_row_for_each_recipe(params: Params, finish: Finish) -> N
     assert [label.get_text() for label in axes.get_yticklabels()] == ["supervised", "cmb-no_attention"]
     assert [text.get_text() for text in axes.texts] == ["40.0", "45.0"]
     low, high = axes.get_xlim()
-    assert high - low >= figures.NARROWEST
+    assert high - low >= NARROWEST
 
 
 def test_class_figure_takes_the_mean_and_leaves_out_absent_classes(params: Params, finish: Finish) -> None:
@@ -101,24 +99,25 @@ def test_class_figure_takes_the_mean_and_leaves_out_absent_classes(params: Param
 
 def test_training_curves_show_the_validations_of_the_scored_network(two_splits: Params) -> None:
     keep_history("supervised", "shapes-1_8", 0)
-    (left, right) = figures.curves(collect(two_splits, "main")).axes[:2]
+    (left, right) = training.curves(collect(two_splits, "main")).axes[:2]
     assert left.lines[0].get_ydata() == pytest.approx([2, 1, 0.5, 0.4])
     assert right.lines[0].get_xdata() == pytest.approx([100, 200])
     assert right.lines[0].get_ydata() == pytest.approx([25, 50])
 
 
-def test_curves_stay_where_a_history_is_not_on_this_machine(two_splits: Params) -> None:
+def test_curves_say_which_histories_are_not_here(two_splits: Params) -> None:
     runs = list(collect(two_splits, "main").records)
-    curves = Path("results/figures/main/curves.png")
     figures.write(collect(two_splits, "main"))
-    assert not curves.exists()
-    for run in runs:
+    assert not Path("results/figures/main/curves.png").exists()
+    said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
+    assert said == ["Figure `curves` is not here: 6 of 6 records have no history.csv beside them."]
+    for run in runs[1:]:
         keep_history(run.recipe, run.split, run.seed)
     figures.write(collect(two_splits, "main"))
-    before = curves.read_bytes()
-    (runs[0].artefacts / "history.csv").unlink()
-    assert curves not in figures.write(collect(two_splits, "main"))
-    assert curves.read_bytes() == before
+    said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
+    assert said == ["Figure `curves` is without some runs: 1 of 6 records have no history.csv beside them."]
+    keep_history(runs[0].recipe, runs[0].split, runs[0].seed)
+    assert not [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
 
 
 def test_nothing_run_draws_nothing(params: Params) -> None:

@@ -86,6 +86,20 @@ def test_page_names_the_origin_of_every_run(written: str) -> None:
     assert cells.count("90.0") == 4  # minutes
 
 
+def test_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
+    finish("supervised", "shapes-1_8", 0, 0.5, train_seconds=7200.0)
+    for seed, peak in ((0, 2000.0), (1, 12345.6)):
+        finish("cmb", "shapes-1_8", seed, 0.5, train_seconds=4500.0, peak_memory_mib=peak)
+    page.write(params)
+    read = Reader(Path("results/report.html").read_text())
+    said = (
+        "Training: 2.50 GPU-hours (2 runs), 2.00 CPU hours (1 run); at most 12,346 MiB of GPU memory a run."
+    )
+    assert said in read.text["li"]
+    assert read.text["td"].count("1.25") == 2
+    assert "results/runs/cmb/shapes-1_8/1/metrics.json" in read.text["td"]
+
+
 def test_figures_are_embedded_with_a_text_of_their_own(written: str) -> None:
     images = Reader(written).images
     assert len(images) == 3  # no history and no predictions are here

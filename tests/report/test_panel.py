@@ -1,9 +1,11 @@
 """The panel of images, truth and predictions, from files."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -53,10 +55,10 @@ def two_recipes(params: Params, finish: Finish) -> Params:
 
 
 def test_rows_are_images_and_columns_are_truth_and_recipes(two_recipes: Params) -> None:
-    content = panel.find(collect(two_recipes, "main"))
+    content = panel.find_typical(collect(two_recipes, "main"))
     assert content is not None
-    assert content.complete
-    assert [path.stem for path in content.images] == ["one", "two"]
+    assert panel.lacking(collect(two_recipes, "main")) == ""
+    assert [row.image.stem for row in content.rows] == ["one", "two"]
     figure = panel.draw(content)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "truth", "supervised", "cmb"]
     assert len(figure.axes) == 8
@@ -81,13 +83,67 @@ def test_panel_is_among_the_figures_and_stays_without_the_files(two_recipes: Par
     assert path not in figures.write(collect(two_recipes, "main"))
     assert path.read_bytes() == before
     (paths.dataset("shapes") / "manifest.json").unlink()
-    assert panel.find(collect(two_recipes, "main")) is None
+    assert panel.find_typical(collect(two_recipes, "main")) is None
 
 
 def test_no_predictions_no_panel(params: Params, finish: Finish) -> None:
     prepare(params)
     finish("supervised", "shapes-1_8", 0, 0.5)
-    assert panel.find(collect(params, "main")) is None
+    assert panel.find_typical(collect(params, "main")) is None
+
+
+def score(recipe: str, seed: int, **mious: float) -> None:
+    folder = Run(recipe, "shapes-1_8", seed).artefacts
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{name},{miou}\n" for name, miou in mious.items()]
+    (folder / "images.csv").write_text("id,miou\n" + "".join(rows))
+
+
+def test_extremes_are_the_largest_gains_then_the_largest_losses() -> None:
+    gains = pd.Series({"a": 0.1, "b": -0.3, "c": 0.4, "d": 0.0, "e": 0.4, "f": -0.1, "g": -0.2, "h": 0.2})
+    assert panel.largest(gains) == [("c", 0.4), ("e", 0.4), ("b", -0.3), ("g", -0.2)]
+    assert panel.largest(gains[["d"]]) == []
+    assert panel.largest(gains[["a", "d"]]) == [("a", 0.1)]
+
+
+def test_extremes_stand_beside_the_baseline_of_the_first_seed_that_both_have(
+    two_recipes: Params, finish: Finish
+) -> None:
+    for seed in (1, 2):
+        finish("dcc", "shapes-1_8", seed, 0.5)
+    finish("supervised", "shapes-1_8", 1, 0.5)
+    score("supervised", 0, one=0.50, two=0.50, three=0.50)
+    score("cmb", 0, one=0.25, two=0.75, three=0.99)  # of three there is no prediction
+    score("supervised", 1, one=0.50, two=0.50)
+    results = collect(two_recipes, "main")
+    assert panel.lacking_scores(results) == "the scores of each image of 1 of 3 runs are not on this machine"
+    score("dcc", 1, one=0.60, two=math.nan)  # all of two is a border
+    for recipe in ("supervised", "dcc"):
+        predict(recipe, "shapes-1_8", 1, 2)
+    content = panel.find_extremes(results)
+    assert content is not None
+    assert panel.lacking_scores(results) == ""
+    shown = [(row.label, row.image.stem, *map(str, row.predictions)) for row in content.rows]
+    folder = "runs/{}/shapes-1_8/{}/predictions/{}.png"
+    assert shown == [
+        ("cmb +25.0", "two", *(folder.format(each, 0, "two") for each in ("supervised", "cmb"))),
+        ("cmb -25.0", "one", *(folder.format(each, 0, "one") for each in ("supervised", "cmb"))),
+        ("dcc +10.0", "one", *(folder.format(each, 1, "one") for each in ("supervised", "dcc"))),
+    ]
+    figure = panel.draw(content)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "truth", "supervised", "method"]
+    assert [axes.texts[0].get_text() for axes in figure.axes[::4]] == ["cmb +25.0", "cmb -25.0", "dcc +10.0"]
+    names = {path.stem for path in figures.write(results)}
+    assert {"panel", "extremes"} <= names
+
+
+def test_typical_images_are_spread_over_the_list(
+    two_recipes: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panel, "TYPICAL", 1)
+    content = panel.find_typical(collect(two_recipes, "main"))
+    assert content is not None
+    assert [row.image.stem for row in content.rows] == ["one"]
 
 
 @pytest.mark.parametrize(("classes", "background"), [(2, None), (7, 0), (11, None), (19, None), (21, 0)])

@@ -1,0 +1,85 @@
+"""What is taken for what: row-normalised confusion matrices of a grid's methods."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from semiseg.record import Record
+from semiseg.report import sheet
+from semiseg.report.collect import Results
+from semiseg.report.style import WIDTH
+
+SEQUENTIAL = "Blues"  # its lightness falls steadily: the same in grey
+NUMBERED = 12  # classes: with more, a number does not fit its cell
+
+
+def draw(results: Results) -> Figure | None:
+    """A matrix for each method on the split that most recipes have run; None without counts."""
+    split = sheet.fullest_split(results)
+    means = {
+        recipe: mean
+        for recipe in sheet.methods_run(results, split)
+        if (mean := shares(results.runs(recipe, split))) is not None
+    }
+    if not means:
+        return None
+    classes = results.dataset(split).classes
+    columns = 2 if len(means) > 1 else 1
+    rows = math.ceil(len(means) / columns)
+    figure = sheet.blank(rows * (WIDTH / 2 + 0.35) + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(means) :]:
+        figure.delaxes(axes)
+    for axes, (recipe, mean) in zip(grid.flat, means.items(), strict=False):
+        picture = axes.imshow(100 * mean, cmap=SEQUENTIAL, vmin=0, vmax=100)
+        seeds = sum(record.confusion is not None for record in results.runs(recipe, split))
+        axes.set_title(f"{recipe} ({seeds} {'seed' if seeds == 1 else 'seeds'})", fontsize=9)
+        _label(axes, classes, mean)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("truth")
+    figure.colorbar(picture, ax=grid, label="share of the truth's pixels (%)", shrink=0.5, aspect=30)
+    figure.suptitle(sheet.title(results, split), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def shares(records: list[Record]) -> np.ndarray | None:
+    """(C, C) in [0, 1]: of a truth's pixels (row) the share predicted as each class, a mean over seeds.
+
+    Nan in the row of a class that no seed's truth has; None where no record has counts.
+    """
+    counts = [np.asarray(record.confusion, np.float64) for record in records if record.confusion is not None]
+    if not counts:
+        return None
+    totals = [each.sum(axis=1, keepdims=True) for each in counts]
+    normalised = [
+        each / np.where(total > 0, total, np.nan) for each, total in zip(counts, totals, strict=True)
+    ]
+    return np.ma.masked_invalid(normalised).mean(axis=0).filled(np.nan)
+
+
+def lacking(results: Results) -> str:
+    """How many records have no counts; "" where all have."""
+    absent = sum(record.confusion is None for record in results.records.values())
+    if not absent:
+        return ""
+    return f"{absent} of {len(results.records)} records hold no counts of pixels: evaluate those runs again"
+
+
+def _label(axes: Axes, classes: tuple[str, ...], mean: np.ndarray) -> None:
+    size = 7 if len(classes) <= NUMBERED else 5.5
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    if len(classes) > NUMBERED:
+        return
+    for row, column in np.argwhere(mean >= 0.005):
+        share = 100 * mean[row, column]
+        axes.text(
+            column, row, f"{share:.0f}", ha="center", va="center", fontsize=6,
+            color="white" if share > 60 else "black",
+        )  # fmt: skip
