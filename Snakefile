@@ -67,7 +67,7 @@ def records_of(wildcards):
 
 
 def histories_of(wildcards):
-    return [str(run.history) for run in runs_in_table(wildcards.grid)]
+    return [str(run.history) for run in PARAMS.grids[wildcards.grid].table()]
 
 
 def results_of(grid):
