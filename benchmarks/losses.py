@@ -174,20 +174,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name starts with this")
     parser.add_argument("--case", choices=CASES, help="measure this one here, and print its row")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="this one alone; else the CPU and, where there is one, the GPU")
     parser.add_argument("--repeats", type=int, default=5, help="of which the fastest counts")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
     if arguments.case:
-        print(measure(arguments.case, device, arguments.repeats))
+        print(measure(arguments.case, torch.device(arguments.device or "cpu"), arguments.repeats))
         return
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in [arguments.device] if arguments.device else here:
+        tabulate(torch.device(device), arguments.only, arguments.repeats)
+
+
+def tabulate(device: torch.device, only: str, repeats: int) -> None:
+    """Print the table of the cases whose name starts with ``only``, each measured in a process of its own."""
     print(f"{device_name(device)}; torch {torch.__version__}\n")
     print("| loss | form | forward, ms | backward, ms | peak memory, MiB | value |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for case in CASES:
-        if case.startswith(arguments.only):
+        if case.startswith(only):
             command = [sys.executable, "-m", "benchmarks.losses", "--case", case]
-            command += ["--device", str(device), "--repeats", str(arguments.repeats)]
+            command += ["--device", str(device), "--repeats", str(repeats)]
             result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             print(result.stdout.strip(), flush=True)
 

@@ -36,6 +36,35 @@ def test_the_kernel_is_the_printed_equation(device: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("capability", "given"), [(80, False), (90, True)])
+def test_the_kernel_compiles_for_gpus_that_are_not_here(
+    capability: int, given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without and with labels, validity and gradients; the interpreter passes what the compiler refuses."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from semiseg.losses import directional_kernel as kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"order": "*i64", "count": "*i64", "labels": "*i64", "negative_labels": "*i64"}
+    types |= {"negative_valid": "*i1", "num_negatives": "i32", "sharpness": "fp32"}
+    constants: dict[str, int | None] = {"DIM": 256, "WIDTH": kernel.WIDTH, "ROWS": kernel.ROWS}
+    constants |= {"COLUMNS": kernel.COLUMNS, "STEP": kernel.STEP}
+    if not given:
+        constants |= {"labels": None, "negative_valid": None, "gradients": None}
+    names = kernel._contrast.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
+    compiled = triton.compile(
+        ASTSource(kernel._contrast, signature, constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True},
+    )
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 48 * 1024  # bytes; every GPU has as many
+
+
 class OnTheDevice(TorchDispatchMode):
     """Refuses to bring anything to the host, and keeps the size of the largest result."""
 
