@@ -1,12 +1,13 @@
 # A newcomer's two commands; each sets up .venv where it is missing or older than constraints.txt.
 #   make demo    the whole benchmark on generated images: a few minutes on two CPU cores
 #   make test    everything that .ci/run checks
+#   make slurm-test    the demo through a real SLURM on this machine, as root (docs/clusters.md)
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test plan verify
+.PHONY: demo test slurm-test plan verify
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -25,6 +26,9 @@ test: .venv/.ready
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
+
+slurm-test: .venv/.ready
+	python -m tests.slurm
 
 # make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take.
 plan: .venv/.ready

@@ -32,9 +32,13 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 validate(config, "pipeline/params.schema.yaml", set_default=False)
 
+# A failed stage is not hidden by tee. A signal that reaches the whole job is the stage's to answer, which may save its
+# work and say so: the shell waits for it, and tee writes until nobody speaks.
+shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
 if not workflow.deployment_settings.deployment_method:
-    # The stages run under the Python that runs Snakemake, activated or not; a failed one is not hidden by tee.
-    shell.prefix(f"set -euo pipefail; PATH='{Path(sys.executable).parent}':$PATH; ")
+    # The stages run under the Python that runs Snakemake, activated or not.
+    shell_prefix += f"PATH='{Path(sys.executable).parent}':$PATH; "
+shell.prefix(shell_prefix)
 
 
 def run_of(wildcards):
@@ -113,6 +117,7 @@ rule download:
         update("data/{dataset}/manifest.json"),
     log:
         "logs/download/{dataset}.log",
+    localrule: True
     conda:
         "environment.yaml"
     params:
@@ -133,6 +138,7 @@ rule split:
         "data/splits/{split}/{seed}/unlabelled.txt",
     log:
         "logs/split/{split}/{seed}.log",
+    localrule: True
     conda:
         "environment.yaml"
     params:
@@ -207,6 +213,7 @@ rule tables:
         latex="results/tables/{grid}.tex",
     log:
         "logs/tables/{grid}.log",
+    localrule: True
     conda:
         "environment.yaml"
     params:
@@ -233,6 +240,7 @@ rule report:
         ),
     log:
         "logs/report/{grid}.log",
+    localrule: True
     conda:
         "environment.yaml"
     params:
