@@ -4,7 +4,6 @@ Writes data/ingredients/, see semiseg/ingredients.py.
 """
 
 import argparse
-import shutil
 
 from semiseg import config, ingredients, paths
 from semiseg.errors import one_line_errors
@@ -16,12 +15,12 @@ def main() -> None:
     params = config.load()
     config.check_options(params)
     place = paths.DATA / "ingredients"
-    fresh = paths.DATA / ".ingredients.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    for file, text in ingredients.everything(params):
-        write_text(fresh / file, text)
-    shutil.rmtree(place, ignore_errors=True)
-    fresh.rename(place)
+    texts = {place / file: text for file, text in ingredients.everything(params)}
+    for file, text in texts.items():  # each whole: the other engine may start at the same time
+        write_text(file, text)
+    for file in place.rglob("*.json"):
+        if file not in texts:
+            file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

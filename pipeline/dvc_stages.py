@@ -67,7 +67,7 @@ stages:
     deps:
       - data/ingredients/download/${{item.dataset}}.json
     outs:
-      - data/${{item.dataset}}/manifest.json: {{cache: false, persist: true}}
+      - data/${{item.dataset}}: {{persist: true}}
 """
 
 SPLIT = """\
