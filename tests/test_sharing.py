@@ -1,0 +1,78 @@
+"""Both engines at once on four fake devices; what a run holds is the real pool's, in real processes."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import project
+
+IDS = "0,1,2,3"
+# Importing the real one takes longer than everything else here.
+TORCH = """
+__version__ = "0"
+OutOfMemoryError = MemoryError
+device = str
+def set_num_threads(count): pass
+def use_deterministic_algorithms(mode): pass
+"""
+# A stage that holds a device and works: it notes from when to when. None goes on before all four are held.
+CLAIM = f"""
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, "quick")
+from semiseg import device
+
+with device.claimed(1):
+    held, gpu, began = Path(os.environ["HELD"]), os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic()
+    (held / gpu).touch()
+    while len(list(held.iterdir())) < {len(IDS.split(","))}:
+        assert time.monotonic() < began + 120, "four runs at a time were promised"
+        time.sleep(0.05)
+    time.sleep(0.2)
+    with held.with_suffix(".txt").open("a") as notes:
+        notes.write(f"{{gpu}} {{began}} {{time.monotonic()}}\\n")
+"""
+
+
+def checkout(place: Path) -> Path:
+    """The project, whose runs only hold a device."""
+    project.copy(place, stubs=True)
+    for stage in ("train", "evaluate"):
+        file = place / "pipeline" / f"{stage}.py"
+        file.write_text(CLAIM + file.read_text())
+    (place / "quick").mkdir()
+    (place / "quick" / "torch.py").write_text(TORCH)
+    return place
+
+
+def test_engines_and_checkouts_side_by_side_never_put_two_runs_on_one_device(tmp_path: Path) -> None:
+    here, there, held = checkout(tmp_path / "here"), checkout(tmp_path / "there"), tmp_path / "held"
+    held.mkdir()
+    commands = [
+        (here, "snakemake", "demo", "--cores", "8", "--resources", "gpu=4"),
+        (here, "dvc", "repro", "pipeline/dvc.yaml:camvid-small"),  # the same checkout, another grid
+        (there, "snakemake", "demo", "--cores", "8", "--resources", "gpu=4"),
+    ]
+    more = {"CUDA_VISIBLE_DEVICES": IDS, "SEMISEG_DEVICE": "cpu", "HELD": str(held), "TMPDIR": str(tmp_path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=place,
+            env=project.environment(place) | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for place, *command in commands
+    ]
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    notes = [line.split() for line in held.with_suffix(".txt").read_text().splitlines()]
+    runs = 5 + 3 + 5
+    assert len(notes) == 2 * runs, "each is trained and evaluated"
+    assert {gpu for gpu, _, _ in notes} == set(IDS.split(","))
+    for gpu in IDS.split(","):
+        spans = sorted((float(began), float(ended)) for name, began, ended in notes if name == gpu)
+        assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans)), gpu
