@@ -138,8 +138,14 @@ def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pyte
             f"import sys\nif sys.argv[1] == 'cityscapes':\n    exec({real!r})\n    sys.exit()\n{project.STUB}"
         )
         tree = yaml.safe_load((place / "params.yaml").read_text())
-        for grid, split in (("voc", "voc-1_8"), ("cityscapes", "cityscapes-1_8"), ("demo", "shapes-1_20")):
-            tree["grids"][grid] |= {"recipes": ["supervised"], "splits": [split], "seeds": [0]}
+        tree["grids"] = {
+            grid: {"title": grid, "recipes": ["supervised"], "splits": [split], "seeds": [0]}
+            for grid, split in {
+                "voc": "voc-1_8",
+                "cityscapes": "cityscapes-1_8",
+                "demo": "shapes-1_20",
+            }.items()
+        }
         (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         project.succeed(place, "pipeline.dvc_stages")
         done = project.run(place, *engine)

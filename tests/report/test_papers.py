@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg import config
+from semiseg import config, record
 from semiseg.config import Params
 from semiseg.errors import UserError
 from semiseg.record import Record
 from semiseg.report import papers, published, tables
+from tests.report.conftest import fabricate
 
 Finish = Callable[..., Record]
 ROOT = Path(__file__).parents[2]
@@ -129,11 +130,7 @@ def test_csv_has_a_row_a_figure(measured: Params) -> None:
 
 
 def test_every_paper_table_of_the_project_builds_with_nothing_run(monkeypatch, tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
-    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
-    monkeypatch.chdir(tmp_path)
-    params, reference = config.load(), published.load()
+    params, reference = benchmark(monkeypatch, tmp_path), published.load()
     shown = 0
     for name, table in reference.tables.items():
         paper = papers.collect(params, name)
@@ -147,3 +144,36 @@ def test_every_paper_table_of_the_project_builds_with_nothing_run(monkeypatch, t
                 shown += 1
         assert tables.plain(papers.headline(paper)) in papers.terminal(paper)
     assert shown == len(reference.figures)
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("paper-cmb-voc", {"cmb"}),
+        ("paper-cmb-cityscapes", {"cmb"}),
+        ("paper-cmb-losses", {"cmb"}),
+        ("paper-dcc-voc", {"supervised", "dcc"}),
+        ("paper-dcc-components", {"supervised", "self-training", "dcc"}),
+    ],
+)
+def test_the_runs_of_a_papers_grid_fill_every_row_of_its_authors(
+    name: str, methods: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    params = benchmark(monkeypatch, tmp_path)
+    for run in params.grids[name].table():
+        record.write(fabricate(params, run, 0.5), run.metrics)
+    paper = papers.collect(params, name)
+    assert papers.missing(paper) == []
+    assert papers._without_runs(paper) == []
+    for row in paper.rows:
+        for cell in row.cells.values():
+            assert len(paper.finished(cell)) == (3 if cell.printed.method in methods else 0)
+
+
+def benchmark(monkeypatch: pytest.MonkeyPatch, place: Path) -> Params:
+    """The project's own params.yaml and published figures in ``place``, with nothing run."""
+    (place / "results").mkdir()
+    (place / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    (place / "params.yaml").symlink_to(ROOT / "params.yaml")
+    monkeypatch.chdir(place)
+    return config.load()
