@@ -25,6 +25,7 @@ test: .venv/.ready
 	$(call step,mypy)
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
+	$(call step,python -m tests.browser)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
 
 slurm-test: .venv/.ready

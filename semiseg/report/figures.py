@@ -62,13 +62,16 @@ def shown(grid: str) -> list[tuple[Kind, Path]]:
 
 
 def lacking(results: Results) -> list[str]:
-    """A line for each figure that lacks something."""
+    """What figures lack, a line for each reason."""
     there = {kind.name for kind, _ in shown(results.name)}
-    said = {kind.name: kind.lacking(results) for kind in KINDS if not (kind.local and kind.name in there)}
+    kinds = [kind for kind in KINDS if not (kind.local and kind.name in there)]
+    names: dict[tuple[bool, str], list[str]] = {}
+    for kind in kinds:
+        if reason := kind.lacking(results):
+            names.setdefault((kind.name in there, reason), []).append(f"`{kind.name}`")
     return [
-        f"Figure `{name}` {'is without some runs' if name in there else 'is not here'}: {reason}."
-        for name, reason in said.items()
-        if reason
+        f"{'Without some runs' if partly else 'Not drawn'}: {', '.join(those)} ({reason})."
+        for (partly, reason), those in names.items()
     ]
 
 

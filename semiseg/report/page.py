@@ -184,11 +184,11 @@ def _row(record: Record) -> tuple[str, ...]:
 def cost(records: Sequence[Record]) -> str:
     """Hours on a GPU and on a CPU, and the most memory that a run took; "" without a run."""
     gpu, cpu = ([each for each in records if _on_gpu(each) == on_gpu] for on_gpu in (True, False))
-    said = [
-        f"{sum(each.provenance.train_seconds for each in some) / 3600:.2f} {unit} ({tables.runs_of(len(some))})"
-        for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours"))
-        if some
-    ]
+    said = []
+    for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours")):
+        if some:
+            hours = sum(each.provenance.train_seconds for each in some) / 3600
+            said.append(f"{hours:.2f} {unit} ({tables.runs_of(len(some))})")
     peak = max((each.provenance.peak_memory_mib or 0 for each in gpu), default=0)
     memory = f"; at most {peak:,.0f} MiB of GPU memory a run" if gpu else ""
     return f"Training: {', '.join(said)}{memory}." if said else ""

@@ -57,7 +57,7 @@ def test_without_counts_there_is_no_figure(params: Params, finish: Finish) -> No
     finish("supervised", "shapes-1_8", 0, 0.5)
     assert confusion.draw(collect(params, "main")) is None
     (said,) = [line for line in figures.lacking(collect(params, "main")) if "`confusion`" in line]
-    assert said.startswith("Figure `confusion` is not here: 1 of 1 records")
+    assert said.startswith("Not drawn: `confusion` (1 of 1 records hold no counts")
 
 
 @pytest.mark.parametrize("classes", [21, 11])

@@ -110,12 +110,12 @@ def test_curves_say_which_histories_are_not_here(two_splits: Params) -> None:
     figures.write(collect(two_splits, "main"))
     assert not Path("results/figures/main/curves.png").exists()
     said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
-    assert said == ["Figure `curves` is not here: 6 of 6 records have no history.csv beside them."]
+    assert said == ["Not drawn: `curves`, `cmb`, `dcc` (6 of 6 records have no history.csv beside them)."]
     for run in runs[1:]:
         keep_history(run.recipe, run.split, run.seed)
     figures.write(collect(two_splits, "main"))
     said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
-    assert said == ["Figure `curves` is without some runs: 1 of 6 records have no history.csv beside them."]
+    assert said == ["Without some runs: `curves` (1 of 6 records have no history.csv beside them)."]
     keep_history(runs[0].recipe, runs[0].split, runs[0].seed)
     assert not [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
 
