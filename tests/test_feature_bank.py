@@ -2,9 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
-from semiseg.distributed import gathered
 from semiseg.feature_bank import FeatureBank
 
 
@@ -55,22 +53,3 @@ def test_held_features_carry_no_gradient() -> None:
     bank = FeatureBank(steps=1, dim=2)
     bank.add(torch.ones(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.int64))
     assert not bank.rows()[0].requires_grad
-
-
-def test_one_process_gathers_its_own_rows() -> None:
-    rows = torch.ones(3, 2, requires_grad=True)
-    assert torch.equal(gathered(rows), rows)
-    assert not gathered(rows).requires_grad
-
-
-def test_two_processes_gather_the_rows_of_both(tmp_path: Path) -> None:
-    multiprocessing.spawn(_gather, args=(tmp_path,), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt").tolist() == [[0, 0], [1, 1], [10, 10], [11, 11]]
-
-
-def _gather(rank: int, folder: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    rows = torch.tensor([[0.0, 0.0], [1.0, 1.0]], requires_grad=True) + 10 * rank
-    torch.save(gathered(rows), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
