@@ -103,6 +103,8 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
             "again and demo both run supervised/shapes-1_8/1; name supervised under beside in one of them",
         ),
         ("protocols.short.network.weights", "coco", "weights: coco is there for resnet101, not for resnet18"),
+        ("grids.demo.gpus", 0, "grids: demo: gpus: 0 is not positive"),
+        ("recipes.supervised.gpus", 3, "gpus: 3 cannot share the labelled_batch of 2 evenly"),
         ("grids", None, "missing key 'grids'"),
     ],
 )
@@ -179,6 +181,17 @@ def test_the_digest_changes_with_what_a_run_reads_and_with_nothing_else(tmp_path
     assert read(tmp_path, other_recipe).run(run).digest() == before
     assert read(tmp_path, with_value("protocols.short.steps", 11)).run(run).digest() != before
     assert read(tmp_path, TREE).run(paths.Run("supervised", "shapes-1_8", 1)).digest() != before
+
+
+def test_a_recipe_says_on_how_many_gpus_it_runs_before_its_grid_does(tmp_path: Path) -> None:
+    run = paths.Run("supervised", "shapes-1_8", 0)
+    plain = read(tmp_path, TREE)
+    tree = with_value("grids.demo.gpus", 2)
+    of_grid = read(tmp_path, tree)
+    tree["recipes"]["supervised"]["gpus"] = 1
+    of_recipe = read(tmp_path, tree)
+    assert [params.gpus(run) for params in (plain, of_grid, of_recipe)] == [1, 2, 1]
+    assert {params.run(run).digest() for params in (plain, of_grid, of_recipe)} == {plain.run(run).digest()}
 
 
 def test_a_recipes_option_goes_before_the_protocols(tmp_path: Path) -> None:

@@ -18,10 +18,22 @@ import pytest
 import torch
 
 from semiseg import device
+from semiseg.errors import UserError
 
 FORK = multiprocessing.get_context("fork")  # a process each, without importing torch each time
 
 torch.use_deterministic_algorithms(False)  # the first call imports much: now, not in every process
+
+
+def hold_several(count: int, ids: str, pool: Path, seconds: float, pipe: Connection) -> None:
+    """What a run on several devices does."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ids}
+    tempfile.tempdir = str(pool)
+    with device.claimed_together(count):
+        gpus, began = os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic()
+        pipe.send((gpus, began))
+        time.sleep(seconds)
+        pipe.send((gpus, time.monotonic()))
 
 
 def hold(ids: str, pool: Path, seconds: float, more: dict[str, str], worker: bool, pipe: Connection) -> None:
@@ -63,6 +75,14 @@ def start(pool: Path, ids: str, seconds: float, worker: bool = False, **more: st
     return Holder(process, ours)
 
 
+def start_several(count: int, pool: Path, ids: str, seconds: float) -> Holder:
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=hold_several, args=(count, ids, pool, seconds, theirs))
+    process.start()
+    theirs.close()
+    return Holder(process, ours)
+
+
 def spans(running: Iterable[Holder]) -> dict[str, list[tuple[float, float]]]:
     """When each device was held, from and to, in seconds."""
     found: dict[str, list[tuple[float, float]]] = {}
@@ -82,6 +102,25 @@ def test_runs_never_share_a_device(tmp_path: Path) -> None:
     held = spans([start(tmp_path, "4,7", 0.5) for _ in range(4)])
     assert held.keys() == {"4", "7"}
     assert all(map(never_shared, held.values()))
+
+
+def test_runs_on_several_devices_wait_for_each_other_and_never_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "POLL_SECONDS", 0.05)
+    two = [start_several(2, tmp_path, "3,5,7", 0.2) for _ in range(4)]
+    held = spans([*two, *(start(tmp_path, "3,5,7", 0.1) for _ in range(4))])
+    assert all(len(gpus.split(",")) in (1, 2) for gpus in held)
+    assert sum(len(each) for gpus, each in held.items() if "," in gpus) == 4
+    for gpu in "357":
+        assert never_shared(sorted(span for gpus, each in held.items() if gpu in gpus for span in each))
+
+
+def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = r"gpus: 4 are asked for, and there are 2 \(0, 1\)"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(UserError, match=said), device.claimed_together(4):
+        pass
 
 
 def test_a_job_that_slurm_gave_one_device_uses_it_as_it_is(tmp_path: Path) -> None:
