@@ -28,7 +28,7 @@ def draw(results: Results) -> Figure | None:
     classes = results.dataset(split).classes
     columns = 2 if len(means) > 1 else 1
     rows = math.ceil(len(means) / columns)
-    figure = sheet.blank(rows * (WIDTH / 2 + 0.35) + 0.5)
+    figure = sheet.blank(rows * (WIDTH / 2 - 0.2) + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(means) :]:
         figure.delaxes(axes)
