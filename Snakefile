@@ -127,7 +127,7 @@ rule download:
     message:
         "prepare {wildcards.dataset}"
     shell:
-        "python pipeline/download.py {wildcards.dataset} 2>&1 | tee {log}"
+        "python pipeline/download.py {wildcards.dataset} 2>&1 | tee -i {log}"
 
 
 rule split:
@@ -148,7 +148,7 @@ rule split:
     message:
         "draw {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "python pipeline/split.py {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+        "python pipeline/split.py {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule train:
@@ -175,7 +175,7 @@ rule train:
     message:
         "train {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "python pipeline/train.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+        "python pipeline/train.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule evaluate:
@@ -201,7 +201,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "python pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee {log}"
+        "python pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule tables:
@@ -223,7 +223,7 @@ rule tables:
     message:
         "tables of {wildcards.grid}"
     shell:
-        "python pipeline/tables.py {wildcards.grid} 2>&1 | tee {log}"
+        "python pipeline/tables.py {wildcards.grid} 2>&1 | tee -i {log}"
 
 
 rule report:
@@ -250,4 +250,4 @@ rule report:
     message:
         "figures of {wildcards.grid}, results/report.html"
     shell:
-        "python pipeline/report.py {wildcards.grid} 2>&1 | tee {log}"
+        "python pipeline/report.py {wildcards.grid} 2>&1 | tee -i {log}"

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ def one_line_errors() -> Iterator[None]:
 
     Everything else is a defect of this project and keeps its traceback.
     """
+    threading.excepthook = _leave_to_main_thread
     try:
         yield
     except UserError as error:
@@ -43,9 +45,16 @@ def one_line_errors() -> Iterator[None]:
         )
 
 
+def _leave_to_main_thread(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread prints a full disk's traceback; the main thread is told as well."""
+    error = arguments.exc_value
+    if not (isinstance(error, OSError) and error.errno in DISK):
+        threading.__excepthook__(arguments)
+
+
 def _end(said: str, status: int) -> None:
     try:
         print(f"error: {said}", file=sys.stderr, flush=True)
-    except BrokenPipeError:  # whoever kept the log has gone, and the status must outlive that
+    except OSError:  # whoever kept the log has gone, or its disk is full: the status must outlive that
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(status)

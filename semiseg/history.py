@@ -150,7 +150,7 @@ class History:
         self._spoke = now
         left = (self._steps - step) * (now - self._began) / (step - self._first)
         said = " ".join(f"{name} {value}" for name, value in losses.items())
-        with contextlib.suppress(BrokenPipeError):  # a run does not end with whoever reads its log
+        with contextlib.suppress(OSError):  # a run does not end with whoever keeps its log
             print(
                 f"{self._title}: step {step}/{self._steps}, {said}, {rate} images/s, "
                 f"{tqdm.format_interval(left)} left",

@@ -92,7 +92,7 @@ def succeed(place: Path, *command: str) -> str:
 
 def snakemake_commands(output: str) -> list[str]:
     """The stages' commands in what ``snakemake --printshellcmds`` prints, without what keeps their logs."""
-    return re.findall(r"^Shell command: (python .*?) 2>&1 \| tee \S+$", output, re.MULTILINE)
+    return re.findall(r"^Shell command: (python .*?) 2>&1 \| tee -i \S+$", output, re.MULTILINE)
 
 
 def dvc_commands(output: str) -> list[str]:

@@ -1,0 +1,204 @@
+"""Faults of the disk, of readers and by signals, provoked on real stages: one line and the right status."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semiseg import checkpoint
+from tests import miniature, processes
+from tests.faults import NAMES, RUN, WHERE, edit
+from tests.kill_often import Ending, ending
+
+
+@pytest.fixture
+def evaluated(mini_project: Path) -> Path:
+    """The miniature project with one run trained and evaluated."""
+    assert processes.run("train", *NAMES, tiny=True)[0] == 0
+    assert processes.run("evaluate", *NAMES, tiny=True)[0] == 0
+    return mini_project
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "file_size", "named", "gone"),
+    [
+        ("train", NAMES, 4000, f"{WHERE}/next.pt", RUN.artefacts / "model.pt"),
+        (
+            "train",
+            NAMES,
+            300,
+            f"({RUN.artefacts}/history.csv|the working folder)",
+            RUN.artefacts / "model.pt",
+        ),
+        ("evaluate", NAMES, 1000, str(RUN.metrics), RUN.metrics),
+        ("tables", ("mini",), 150, "results/tables/mini.csv", None),
+    ],
+)
+def test_a_disk_without_room(
+    evaluated: Path, script: str, arguments: tuple, file_size: int, named: str, gone: Path | None
+) -> None:
+    if gone is not None:
+        gone.unlink()
+    before = set(evaluated.rglob("*"))
+    status, stage = processes.run(script, *arguments, file_size=file_size, tiny=True)
+    assert status == 2, stage.said()
+    assert re.match(rf"error: {named}: File too large; free space or change", stage.error())
+    new = [path for path in set(evaluated.rglob("*")) - before if path.is_file()]
+    assert not [path for path in new if path.suffix in (".pt", ".partial", ".json", ".md", ".tex")], new
+    assert processes.run(script, *arguments, tiny=True)[0] == 0
+
+
+def test_read_only_results(evaluated: Path) -> None:
+    whole = RUN.metrics.read_bytes()
+    folders = [Path("results"), *(path for path in Path("results").rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    for script, arguments in (("tables", ("mini",)), ("report", ("mini",))):
+        done = subprocess.run(
+            [sys.executable, miniature.PIPELINE / f"{script}.py", *arguments],
+            capture_output=True,
+            text=True,
+            preexec_fn=obey_modes,
+        )
+        assert done.returncode == 2, done.stderr
+        assert re.search(r"^error: results/.*: Permission denied; free space or change", done.stderr, re.M)
+        assert "Traceback" not in done.stderr
+    for folder in folders:
+        folder.chmod(0o755)
+    assert RUN.metrics.read_bytes() == whole
+    assert processes.run("tables", "mini")[0] == 0
+
+
+def obey_modes() -> None:
+    """Root may write into what is read-only: give that up before the stage is loaded."""
+    ctypes.CDLL(None).prctl(24, 1)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE; others have neither
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture
+def expected(mini_project: Path) -> Ending:
+    """Two processes that read, 30 steps, and what such a run ends in."""
+    edit("workers: 0", "workers: 2")
+    edit("steps: 6", "steps: 30")
+    edit("validate_every: 3", "validate_every: 30")
+    found = to_its_end()
+    (RUN.artefacts / "model.pt").unlink()
+    (RUN.artefacts / "history.csv").unlink()
+    return found
+
+
+def to_its_end() -> Ending:
+    assert processes.run("train", *NAMES, tiny=True)[0] == 0
+    assert processes.run("evaluate", *NAMES, tiny=True)[0] == 0
+    return ending(RUN)
+
+
+def under_way() -> processes.Stage:
+    """Training, with its first rows of history written."""
+    stage = processes.start("train", *NAMES, tiny=True)
+    stage.wait_for((RUN.artefacts / "history.csv").exists)
+    return stage
+
+
+def test_a_killed_reader(expected: Ending) -> None:
+    stage = under_way()
+    os.kill(children(stage.pid)[0], signal.SIGKILL)
+    assert stage.ended() == 75
+    assert "error: a process that reads images was killed" in stage.error()
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] > 0
+    assert expected.differs(to_its_end()) == []
+
+
+def test_a_killed_run_takes_its_readers_and_its_lock_with_it(expected: Ending) -> None:
+    stage = under_way()
+    readers = children(stage.pid)
+    assert len(readers) == 2
+    stage.process.kill()
+    assert stage.ended() == -signal.SIGKILL
+    until = time.monotonic() + 2  # torch's own watchdog looks every 5 seconds
+    while any(map(is_running, readers)):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert expected.differs(to_its_end()) == []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_the_run_and_its_readers(expected: Ending, number: signal.Signals, status: int) -> None:
+    stage = under_way()
+    os.killpg(stage.pid, number)
+    assert stage.ended() == status
+    assert re.search(r"saved after step \d+; start it again to go on", stage.error())
+    assert expected.differs(to_its_end()) == []
+
+
+def test_a_log_that_nobody_keeps_any_more_costs_nothing(mini_project: Path) -> None:
+    """A terminal's ctrl-C ends what reads the log too."""
+    edit("steps: 6", "steps: 100000")
+    command = f"set -o pipefail; python {miniature.PIPELINE}/train.py {' '.join(map(str, NAMES))} 2>&1 | cat"
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+    }
+    with subprocess.Popen(["bash", "-c", command], start_new_session=True, env=environment) as shell:
+        while not (RUN.artefacts / "history.csv").exists():
+            assert shell.poll() is None
+            time.sleep(0.05)
+        os.killpg(shell.pid, signal.SIGINT)
+    assert shell.returncode in (130, -signal.SIGINT)
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "file"),
+    [
+        ("check", (), "params.yaml"),
+        ("download", ("mini",), "data/mini/manifest.json"),
+        ("split", ("mini-1_4", 0), "data/mini/manifest.json"),
+        ("train", NAMES, "data/splits/mini-1_4/0/labelled.txt"),
+        ("evaluate", NAMES, "data/splits/mini-1_4/0/labelled.txt"),
+        ("tables", ("mini",), str(RUN.metrics)),
+        ("report", ("mini",), str(RUN.metrics)),
+    ],
+)
+def test_ctrl_c_at_every_stage(mini_project: Path, script: str, arguments: tuple, file: str) -> None:
+    """Each is interrupted while it waits for a file that does not come."""
+    path = Path(file)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    before = {each for each in mini_project.rglob("*") if each.is_file()}
+    stage = processes.start(script, *arguments)
+    opened: list[int] = []
+    stage.wait_for(lambda: opened.extend(opened_for_writing(path)) or bool(opened))
+    time.sleep(0.1)
+    os.kill(stage.pid, signal.SIGINT)
+    assert stage.ended() == 130
+    os.close(opened[0])
+    assert stage.error() == "error: interrupted; give the same command again to go on"
+    after = {each for each in mini_project.rglob("*") if each.is_file() and not each.name.endswith(".said")}
+    assert {each.name for each in after - before} <= {".mini.lock", "supervised--mini-1_4--0.lock"}
+
+
+def opened_for_writing(fifo: Path) -> list[int]:
+    """A file number as soon as somebody reads."""
+    try:
+        return [os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)]
+    except OSError:
+        return []

@@ -1,0 +1,184 @@
+"""Faults of the data, the loss and the machine, provoked: one line, and a run that goes on exactly."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from semiseg import checkpoint, config, engine
+from semiseg.config import Optimiser
+from semiseg.data import streams
+from semiseg.device import enough_memory
+from semiseg.errors import UserError
+from semiseg.evaluate import confusion
+from semiseg.history import Diverged
+from semiseg.methods import supervised
+from tests.faults import RUN, WHERE, during_step, interrupt, same, train
+from tests.tiny import tiny_network
+
+
+@pytest.fixture
+def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The miniature project with a tiny network, in this process."""
+    monkeypatch.setattr(engine, "build", lambda network, num_classes: tiny_network(num_classes))
+    return mini_project
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint(tiny: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = train()
+    with during_step(5, interrupt), pytest.raises(KeyboardInterrupt):
+        train()
+    last = RUN.checkpoints / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content[: len(content) // 3] if how == "truncated" else content)
+    capsys.readouterr()
+    assert same(train(), whole)
+    said = capsys.readouterr().err
+    assert "last.pt: not a readable checkpoint" in said
+    assert "going on from the one before it, step 2" in said
+
+
+@pytest.mark.parametrize("how", ["deleted", "corrupted"])
+def test_an_image_lost_in_mid_training(tiny: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train()
+    monkeypatch.setattr(streams, "CACHE_BYTES", 0)  # else every image is in memory by then
+    kept = {path: path.read_bytes() for path in Path("data/mini/JPEGImages").glob("train_*.jpg")}
+
+    def lose() -> None:
+        for path, content in kept.items():
+            path.write_bytes(content[:200])
+            if how == "deleted":
+                path.unlink()
+
+    with during_step(4, lose), pytest.raises(UserError) as refused:
+        train()
+    assert re.match(r"data/mini/JPEGImages/train_\d+\.jpg: unreadable image", str(refused.value))
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 5  # all that was done
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert same(train(), whole)
+
+
+def test_an_image_lost_while_validating(tiny: Path) -> None:
+    whole = train()
+    image = Path("data/mini/JPEGImages/val_0001.jpg")
+    content = image.read_bytes()
+    with during_step(2, image.unlink), pytest.raises(UserError, match=r"val_0001\.jpg: unreadable"):
+        train()
+    saved = checkpoint.read(RUN.checkpoints / "last.pt")
+    assert (saved["step"], saved["best_miou"]) == (3, -1.0)
+    image.write_bytes(content)
+    assert same(train(), whole)  # validated before the fourth step
+
+
+def turn_to_nan(monkeypatch: pytest.MonkeyPatch, at: int) -> dict[int, tuple]:
+    """The loss of step ``at`` is not finite; the labelled batches of all steps, which none may see twice."""
+    real, given = supervised.Method.training_step, {}
+
+    def training_step(self: supervised.Method, labelled: tuple, unlabelled: object, step: int) -> tuple:
+        assert step not in given, "trained again"
+        given[step] = labelled
+        loss, logs = real(self, labelled, unlabelled, step)
+        return loss * (math.nan if step == at else 1), logs
+
+    monkeypatch.setattr(supervised.Method, "training_step", training_step)
+    return given
+
+
+def test_a_loss_that_is_not_finite_keeps_its_inputs_and_is_not_trained_to_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = turn_to_nan(monkeypatch, 2)
+    kept = RUN.checkpoints / "nan-step-2.pt"
+    said = rf"loss 'loss' is nan at step 2; the step's inputs are in {kept}; lower learning_rate"
+    with pytest.raises(Diverged, match=said) as raised:
+        train()
+    assert raised.value.exit_status == 3
+    inputs = checkpoint.read(kept)
+    assert torch.equal(inputs["images"], given[2].images)
+    assert torch.equal(inputs["masks"], given[2].masks)
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 2
+    with pytest.raises(Diverged, match="diverged at step 2 before"):  # as an engine's retry would
+        train()
+    with pytest.raises(UserError, match=rf"remove {WHERE} to train from the start"):
+        train(optimiser=Optimiser(learning_rate=1e-3))
+    assert not (RUN.artefacts / "model.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_to_nan(monkeypatch, 4)
+    with pytest.raises(Diverged, match="at step 4"):
+        train(checkpoint_every=1, log_every=100, validate_every=100)
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 4
+
+
+def test_a_gpu_that_is_too_small(tiny: Path) -> None:
+    def run_out() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    whole = train()
+    with during_step(3, run_out), pytest.raises(UserError) as refused:
+        train()
+    assert str(refused.value) == (
+        "supervised/mini-1_4/0: a step of 2 labelled crops of 32 pixels in fp32 did not fit into the GPU's "
+        "memory; in protocols: mini, lower labelled_batch, unlabelled_batch or crop, or set precision: bf16, "
+        "or free the GPU"
+    )
+    assert same(train(), whole)  # it was shared with somebody who has left
+
+
+class Greedy(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_gpu_that_is_too_small_to_score() -> None:
+    image = ("one", torch.zeros(3, 4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"scoring 1 image\(s\) of 6x4 did not fit"):
+        confusion({"student": Greedy()}, [image], 3, torch.device("cpu"), "fp32")
+    with pytest.raises(RuntimeError, match="another"), enough_memory("this", "that"):
+        raise RuntimeError("another")
+
+
+def test_a_clock_that_was_set_back(tiny: Path) -> None:
+    whole = train()
+    with during_step(5, interrupt), pytest.raises(KeyboardInterrupt):
+        train()
+    saved = checkpoint.load(RUN.checkpoints, config.load().run(RUN).digest())
+    saved.started = "2999-01-01T00:00:00Z"  # what the clock said before it was set back
+    saved.save(RUN.checkpoints)
+    again = train()
+    assert same(again, whole)
+    assert again["finished"] == again["started"] == "2999-01-01T00:00:00Z"
+    assert 0 < again["train_seconds"] < 600
+    assert again["images_per_second"] > 0
+
+
+def test_durations_come_from_a_clock_that_nobody_sets() -> None:
+    root = Path(engine.__file__).parents[1]
+    files = [*root.glob("semiseg/**/*.py"), *root.glob("pipeline/*.py")]
+    asks = [file.name for file in files if re.search(r"time\.time\(|datetime\.now\(", file.read_text())]
+    assert asks == ["provenance.py"]
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 1e9])
+def test_when_checkpoints_are_written_changes_no_number(tiny: Path, minutes: float) -> None:
+    whole, history = train(), rows()
+    with during_step(5, interrupt), pytest.raises(KeyboardInterrupt):
+        train(checkpoint_minutes=minutes)
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == (5 if minutes < 1 else 4)
+    again = train(checkpoint_minutes=minutes)
+    assert same(again, whole)
+    assert again["config_sha256"] == whole["config_sha256"]
+    assert rows() == history
+
+
+def rows() -> list[list[str]]:
+    """history.csv without the rate."""
+    table = [line.split(",") for line in (RUN.artefacts / "history.csv").read_text().splitlines()]
+    rate = table[0].index("images_per_second")
+    return [row[:rate] + row[rate + 1 :] for row in table]

@@ -1,0 +1,20 @@
+"""Exact resume: kill -9 at 20 random points changes no bit of what a run ends in."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import kill_often, miniature
+
+
+def test_twenty_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kill_often.create(tmp_path)
+    draw, where = random.Random(), Counter[str]()
+    for recipe, times in zip(miniature.METHODS, (7, 7, 6), strict=True):
+        where += kill_often.kill(kill_often.forked, recipe, times, draw)
+    assert where.total() == 20
+    assert where["in the midst of a checkpoint"] > 0
+    assert len(where) > 1
