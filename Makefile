@@ -7,7 +7,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test slurm-test plan verify
+.PHONY: demo test slurm-test plan verify rehearse
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -39,6 +39,10 @@ plan: .venv/.ready
 DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))
 verify: .venv/.ready
 	@bad=0; for name in $(DATASET); do python pipeline/verify.py $$name || bad=1; done; exit $$bad
+
+# make rehearse, or make rehearse TABLE=paper-dcc-voc: the papers' tables in miniature, by both engines.
+rehearse: .venv/.ready
+	python -m tests.rehearsal $(if $(TABLE),--table $(TABLE))
 
 .venv/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
