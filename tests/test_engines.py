@@ -184,6 +184,18 @@ def test_a_change_runs_again_what_it_touches_and_nothing_else(finished: Path) ->
     assert [trained(commands) for commands in rerun(finished)] == [expected, expected]
 
 
+def test_dvc_adopts_what_snakemake_has_run(tmp_path: Path) -> None:
+    place = project.copy(tmp_path, stubs=True)
+    succeed(place, "snakemake", "demo", "--cores", "2")
+    succeed(place, "pipeline.check")
+    succeed(place, "dvc", "commit", "--force", "--with-deps", "demo")
+    assert dvc_commands(succeed(place, "dvc", "repro", "demo")) == []
+    options = "    options: {attention: none, "
+    edit(place / "params.yaml", options, f"{options}contrast_weight: 0.2, ")
+    runs = trained(dvc_commands(succeed(place, "dvc", "repro", "demo")))
+    assert runs == ["python pipeline/train.py cmb-no_attention shapes-1_20 0"]
+
+
 def test_both_engines_read_the_same_files(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = succeed(finished, "snakemake", "demo", "--detailed-summary", "--quiet", "all")
     rows = [line.split("\t") for line in summary.splitlines() if line.count("\t") == 7]
