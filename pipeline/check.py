@@ -5,7 +5,7 @@ Writes data/ingredients/, see semiseg/ingredients.py.
 
 import argparse
 
-from semiseg import config, ingredients, paths
+from semiseg import config, ingredients, method, paths
 from semiseg.errors import one_line_errors
 from semiseg.files import write_text
 
@@ -13,7 +13,7 @@ from semiseg.files import write_text
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     params = config.load()
-    config.check_options(params)
+    method.check_options(params)
     place = paths.DATA / "ingredients"
     texts = {place / file: text for file, text in ingredients.everything(params)}
     for file, text in texts.items():  # each whole: the other engine may start at the same time

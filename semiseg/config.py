@@ -4,16 +4,12 @@ params.yaml holds five maps (datasets, protocols, splits, recipes, grids) and tw
 (downloads, families). A run is a recipe on a split with a seed; ``Params.run`` gathers everything that
 decides its numbers into one ``RunConfig``, and the hash of that is the run's identity: a record or a
 checkpoint with another hash is refused.
-
-The conversion is written here because the machines that only train carry nothing beyond torch's own stack.
 """
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from semiseg import paths
 from semiseg.errors import UserError
+from semiseg.tree import from_tree, read
 
 Options = Mapping[str, Any]
 DRAWN = "drawn"  # the family of splits that are drawn from their seed
@@ -320,26 +315,9 @@ class Params:
 
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; start from the project's folder") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    params: Params = from_tree(Params, tree, str(path))
+    params: Params = from_tree(Params, read(path), str(path))
     _check_references(params)
     return params
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML lets a key stand twice, and the last one wins."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def canonical(config: object) -> str:
@@ -359,77 +337,6 @@ def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
             f"params.yaml: {what}: there is no '{name}'; there are {', '.join(entries) or 'none'}"
         )
     return entries[name]
-
-
-def from_tree(kind: Any, tree: object, key: str) -> Any:
-    """Convert plain YAML data to ``kind`` (a dataclass, or a type of its fields), strictly.
-
-    ``key`` is the path of ``tree`` for error messages. Raises UserError on an unknown key, a missing one, a
-    value of another type, or one that the dataclass refuses.
-    """
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_from_tree(typing.cast(type, kind), tree, key)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # only "X | None" is used
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if tree is None else from_tree(inner, tree, key)
-    if origin is tuple:
-        return _tuple_from_tree(arguments, tree, key)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(tree, Mapping):
-            raise UserError(f"{key}: expected a map of names, found {tree!r}")
-        return {str(name): from_tree(arguments[1], value, f"{key}: {name}") for name, value in tree.items()}
-    if kind is Any:
-        return tree
-    if kind is Fraction:
-        return _fraction(tree, key)
-    if kind is float and isinstance(tree, int | str) and not isinstance(tree, bool):
-        try:
-            return float(tree)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
-    if not isinstance(tree, kind) or (isinstance(tree, bool) and kind is not bool):
-        raise UserError(f"{key}: expected {kind.__name__}, found {tree!r}")
-    return tree
-
-
-def _dataclass_from_tree(kind: type, tree: object, key: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{key}: expected a map of {kind.__name__} keys, found {tree!r}")
-    fields = {each.name: each for each in dataclasses.fields(kind)}
-    for name in tree:
-        if name not in fields:
-            raise UserError(f"{key}: unknown key '{name}'; known are {', '.join(fields) or 'none'}")
-    for name, each in fields.items():
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and name not in tree:
-            raise UserError(f"{key}: missing key '{name}'")
-    hints = typing.get_type_hints(kind)
-    values = {name: from_tree(hints[name], value, f"{key}: {name}") for name, value in tree.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from None
-
-
-def _tuple_from_tree(arguments: tuple[Any, ...], tree: object, key: str) -> tuple[Any, ...]:
-    if not isinstance(tree, list):
-        raise UserError(f"{key}: expected a list, found {tree!r}")
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(tree)
-    if len(arguments) != len(tree):
-        raise UserError(f"{key}: expected {len(arguments)} values, found {len(tree)}")
-    return tuple(
-        from_tree(kind, value, f"{key}: {place}")
-        for place, (kind, value) in enumerate(zip(arguments, tree, strict=True))
-    )
-
-
-def _fraction(tree: object, key: str) -> Fraction:
-    try:
-        return Fraction(str(tree))
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"{key}: expected a share such as 1/8, found {tree!r}") from None
 
 
 def _check_references(params: Params) -> None:
@@ -486,25 +393,3 @@ def _check_file(folder: Path, name: str, key: str) -> None:
     known = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
     if name not in known:
         raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known)}")
-
-
-def check_options(params: Params) -> None:
-    """Build every recipe's Config and the views of every run of a grid, so that what cannot work is refused
-    before any run starts.
-
-    Weights and data that are not there stop the runs that need them, and no others. Imports the methods, and
-    with them torch.
-    """
-    for name, recipe in params.recipes.items():
-        module = importlib.import_module(f"semiseg.methods.{recipe.method}")
-        for protocol_name, protocol in params.protocols.items():
-            options = {**protocol.methods.get(recipe.method, {}), **recipe.options}
-            key = f"params.yaml: recipes: {name}: options (with protocols: {protocol_name}: methods)"
-            config = from_tree(module.Config, options, key)
-            if any(
-                params.splits[split].protocol == protocol_name
-                for grid in params.grids.values()
-                for split in grid.splits
-                if name in grid.recipes
-            ):
-                module.views(config, protocol.geometry)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from semiseg import checkpoint, distributed, method, provenance
 from semiseg.checkpoint import Checkpoint, Networks
-from semiseg.config import Optimiser, RunConfig, from_tree
+from semiseg.config import Optimiser, RunConfig
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import Images, evaluation_images, labelled_batches, unlabelled_batches
@@ -30,6 +30,7 @@ from semiseg.metrics import mean_iou, true_negatives
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.synchronised import synchronise
+from semiseg.tree import from_tree
 
 T = TypeVar("T")
 

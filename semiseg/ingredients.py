@@ -34,6 +34,7 @@ CARRIERS = frozenset(
         "paths",
         "provenance",
         "record",
+        "tree",
     )
 )
 

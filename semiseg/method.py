@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from semiseg.config import Geometry
+from semiseg.config import Geometry, Params
 from semiseg.data.decoding import IGNORE as IGNORE
 from semiseg.models.network import SegmentationNetwork
+from semiseg.tree import from_tree
 
 View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 """The transform of one unlabelled image (3, H, W) uint8 into named tensors of fixed shapes, in a worker."""
@@ -95,3 +96,24 @@ def build(name: str, student: SegmentationNetwork, config: Any, task: Task) -> M
     """The method ``name`` around ``student``."""
     method: Method = module(name).Method(student, config, task)
     return method
+
+
+def check_options(params: Params) -> None:
+    """Build every recipe's Config and the views of every run of a grid, so that what cannot work is refused
+    before any run starts.
+
+    Weights and data that are not there stop the runs that need them, and no others.
+    """
+    for name, recipe in params.recipes.items():
+        file = module(recipe.method)
+        for protocol_name, protocol in params.protocols.items():
+            options = {**protocol.methods.get(recipe.method, {}), **recipe.options}
+            key = f"params.yaml: recipes: {name}: options (with protocols: {protocol_name}: methods)"
+            config = from_tree(file.Config, options, key)
+            if any(
+                params.splits[split].protocol == protocol_name
+                for grid in params.grids.values()
+                for split in grid.splits
+                if name in grid.recipes
+            ):
+                file.views(config, protocol.geometry)

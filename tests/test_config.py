@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semiseg import config, paths
+from semiseg import config, method, paths
 from semiseg.errors import UserError
 from semiseg.models.build import build
 
@@ -126,15 +126,15 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_what_a_run_cannot_work_with_is_refused_before_it_starts(tmp_path: Path) -> None:
     tree = with_value("protocols.short.geometry.crop", 47)
     tree["recipes"]["dcc"] = {"method": "dcc"}
-    config.check_options(read(tmp_path, tree))  # no grid runs it
+    method.check_options(read(tmp_path, tree))  # no grid runs it
     tree["grids"]["demo"]["recipes"].append("dcc")
     with pytest.raises(UserError, match="crop 47 is not a multiple of DCC's stride 8"):
-        config.check_options(read(tmp_path, tree))
+        method.check_options(read(tmp_path, tree))
 
 
 def test_weights_that_are_not_there_stop_only_the_runs_that_need_them(tmp_path: Path) -> None:
     params = read(tmp_path, with_value("protocols.short.network.weights", "absent.pth"))
-    config.check_options(params)
+    method.check_options(params)
     network = params.protocols["short"].network
     with pytest.raises(UserError, match=r"network: weights: absent\.pth: no such file; give imagenet, coco"):
         build(network, 2)
@@ -151,7 +151,7 @@ def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
 def test_a_wrong_option_of_a_method_is_refused(tmp_path: Path) -> None:
     params = read(tmp_path, with_value("recipes.supervised.options", {"weight": 1}))
     with pytest.raises(UserError, match=r"recipes: supervised: options.*unknown key 'weight'"):
-        config.check_options(params)
+        method.check_options(params)
 
 
 def test_a_table_reads_what_other_grids_run_on_its_splits_and_seeds(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from semiseg import config
 from semiseg.data import prepared, sources
 from semiseg.data.sources import shapes
 from semiseg.errors import UserError
+from semiseg.tree import from_tree
 from tests import miniature
 
 OWN = prepared.Layout()
@@ -128,7 +129,7 @@ def test_what_training_could_not_read_has_no_manifest(project: Path, breaking: A
     assert not prepared.is_prepared("mine", DATASET)
 
 
-MINI = config.from_tree(config.Dataset, miniature.PARAMS["datasets"]["mini"], "mini")
+MINI = from_tree(config.Dataset, miniature.PARAMS["datasets"]["mini"], "mini")
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_passes_for_whole(

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from semiseg import config, record
+from semiseg import record
 from semiseg.config import Params
 from semiseg.paths import Run
 from semiseg.record import Provenance, Record, Score, Scores
+from semiseg.tree import from_tree
 
 PARAMS = """
 datasets:
@@ -51,7 +53,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """The benchmark above in an empty folder, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(PARAMS)
-    return config.from_tree(Params, config.yaml.safe_load(PARAMS), "params.yaml")
+    return from_tree(Params, yaml.safe_load(PARAMS), "params.yaml")
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from semiseg import config, record
 from semiseg.config import Params
 from semiseg.errors import UserError
 from semiseg.record import Record
 from semiseg.report import papers, published, tables
+from semiseg.tree import from_tree
 from tests.report.conftest import fabricate
 
 Finish = Callable[..., Record]
@@ -81,7 +83,7 @@ def test_a_row_stands_once_for_each_protocol_that_measures_it(measured: Params, 
         "recipes:\n", "  longer-1_8: {dataset: shapes, protocol: longer, ratio: 1/8}\nrecipes:\n", 1
     )
     text = text.replace("[shapes-1_8, shapes-full]", "[shapes-1_8, shapes-full, longer-1_8]")
-    params = config.from_tree(Params, config.yaml.safe_load(text), "params.yaml")
+    params = from_tree(Params, yaml.safe_load(text), "params.yaml")
     paper = papers.collect(params, "main")
     rows = [row for row in papers.layout(paper).rows if row[0] == "dcc" and row[1] == NETWORK]
     assert [row[2:6] for row in rows] == [
@@ -103,7 +105,7 @@ def test_two_splits_that_measure_one_cell_are_refused(measured: Params) -> None:
     text = (
         Path("params.yaml").read_text().replace("protocol: small, ratio: 1}", "protocol: small, ratio: 1/8}")
     )
-    params = config.from_tree(Params, config.yaml.safe_load(text), "params.yaml")
+    params = from_tree(Params, yaml.safe_load(text), "params.yaml")
     with pytest.raises(
         UserError, match="shapes-1_8 and shapes-full both measure supervised on 1/8 of shapes"
     ):

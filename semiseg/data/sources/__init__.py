@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from filelock import FileLock
 
 from semiseg import paths
-from semiseg.config import Dataset, Download, from_tree
+from semiseg.config import Dataset, Download
 from semiseg.data import prepared
+from semiseg.tree import from_tree
 
 
 def prepare(name: str, dataset: Dataset, downloads: Mapping[str, Download] | None = None) -> str:
