@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
 from pipeline import dvc_stages
-from semiseg import config
+from semiseg import checkpoint, config, paths
 from tests import project
 from tests.project import ROOT, dvc_commands, edit, snakemake_commands, succeed
 
@@ -257,3 +258,22 @@ def test_both_engines_reach_the_same_tables(tmp_path: Path) -> None:
     rows = tables[0]["demo.csv"].decode().splitlines()
     assert len(rows) == 4
     assert all(re.search(r"0\.\d+", row) for row in rows[1:])
+
+
+def test_a_second_start_names_the_process_that_holds_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = project.copy(tmp_path)
+    shrink(place / "params.yaml")
+    succeed(place, "pipeline.dvc_stages")
+    monkeypatch.chdir(place)
+    run = paths.Run("supervised", "shapes-1_20", 0)
+    with checkpoint.held(run):
+        by_snakemake = project.run(place, "snakemake", str(run.artefacts / "model.pt"), "--cores", "1")
+        by_dvc = project.run(
+            place, "dvc", "repro", "pipeline/dvc.yaml:train_demo@supervised-shapes-1_20-0-shapes"
+        )
+    for ended in (by_snakemake, by_dvc):
+        assert ended.returncode != 0
+        assert f"error: {run}: being trained by process {os.getpid()}; wait for it or stop it" in ended.stdout
+    assert not run.artefacts.exists()
