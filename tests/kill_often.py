@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,12 +135,15 @@ def killed(start: Start, run: paths.Run, seconds: float, draw: random.Random) ->
 
 def _next(run: paths.Run) -> int | None:
     """The time (ns) of a checkpoint that is whole but not yet the last one."""
-    path = run.checkpoints / checkpoint.NEXT
-    return path.stat().st_mtime_ns if path.exists() else None
+    with suppress(FileNotFoundError):  # renamed or removed at this very moment, too
+        return (run.checkpoints / checkpoint.NEXT).stat().st_mtime_ns
+    return None
 
 
 def _is_writing(run: paths.Run) -> bool:
-    return any(run.checkpoints.glob(".*.partial"))
+    with suppress(FileNotFoundError):  # the folder is removed as the run ends
+        return any(run.checkpoints.glob(".*.partial"))
+    return False
 
 
 def kill(start: Start, recipe: str, times: int, draw: random.Random) -> Counter[str]:
