@@ -77,7 +77,7 @@ def histories_of(wildcards):
 def results_of(grid):
     return expand(
         "results/tables/{grid}.{kind}", grid=grid, kind=["csv", "md", "tex"]
-    ) + [f"results/figures/{grid}"]
+    ) + [f"results/metrics/{grid}", f"results/figures/{grid}"]
 
 
 wildcard_constraints:
@@ -211,6 +211,7 @@ rule tables:
         csv=report("results/tables/{grid}.csv", category="Tables", subcategory="{grid}"),
         markdown="results/tables/{grid}.md",
         latex="results/tables/{grid}.tex",
+        metrics=directory("results/metrics/{grid}"),
     log:
         "logs/tables/{grid}.log",
     localrule: True
@@ -238,6 +239,8 @@ rule report:
             category="Figures",
             subcategory="{grid}",
         ),
+        miou="results/plots/miou/{grid}.csv",
+        loss="results/plots/loss/{grid}.csv",
     log:
         "logs/report/{grid}.log",
     localrule: True

@@ -26,6 +26,16 @@ TARGETS_HEAD = """\
 params:
   - params.yaml
 
+# Folders, for DVC complains of every file named here that no run has made yet.
+metrics:
+  - results/metrics
+
+plots:
+  - results/plots/miou:
+      {template: miou, x: miou, y: recipe}
+  - results/plots/loss:
+      {template: loss, x: step, y: loss}
+
 stages:"""
 
 HEAD = """\
@@ -106,9 +116,8 @@ EVALUATE = """\
       - data/splits/${item.split}/${item.seed}/labelled.txt
       - runs/${item.recipe}/${item.split}/${item.seed}/model.pt
       - runs/${item.recipe}/${item.split}/${item.seed}/history.csv
-    metrics:
-      - results/runs/${item.recipe}/${item.split}/${item.seed}/metrics.json: {cache: false}
     outs:
+      - results/runs/${item.recipe}/${item.split}/${item.seed}/metrics.json: {cache: false}
       - results/runs/${item.recipe}/${item.split}/${item.seed}/history.csv: {cache: false}
 """
 
@@ -124,6 +133,7 @@ TABLES = """
       - results/tables/{grid}.csv: {{cache: false}}
       - results/tables/{grid}.md: {{cache: false}}
       - results/tables/{grid}.tex: {{cache: false}}
+      - results/metrics/{grid}: {{cache: false}}
 """
 
 REPORT = """
@@ -137,6 +147,8 @@ REPORT = """
 {records}
     outs:
       - results/figures/{grid}: {{cache: false, persist: true}}
+      - results/plots/miou/{grid}.csv: {{cache: false}}
+      - results/plots/loss/{grid}.csv: {{cache: false}}
 """
 
 

@@ -8,7 +8,7 @@ import sys
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import figures, page
+from semiseg.report import dvc, figures, page
 from semiseg.report.collect import collect
 
 
@@ -18,7 +18,9 @@ def main() -> None:
     name = parser.parse_args().grid
     params = config.load()
     if name is not None:
-        figures.write(collect(params, name))
+        results = collect(params, name)
+        figures.write(results)
+        dvc.write_plots(results)
     for refused in page.write(params):
         print(f"warning: not in {page.PAGE}: {refused}", file=sys.stderr)
     print(f"Written: {page.PAGE}")

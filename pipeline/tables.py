@@ -1,5 +1,7 @@
 """Write a table, a grid's or a paper's, as results/tables/<name>.csv, .md and .tex.
 
+Of a grid, results/metrics/<name>/ too, which `dvc metrics show` reads.
+
 python pipeline/tables.py camvid
 python pipeline/tables.py paper-dcc-voc
 """
@@ -8,7 +10,7 @@ import argparse
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import papers, published, tables
+from semiseg.report import dvc, papers, published, tables
 from semiseg.report.collect import collect
 
 
@@ -26,6 +28,8 @@ def main() -> None:
     else:
         results = collect(params, name)
         written, text = tables.write(results), tables.terminal(results)
+    if name in params.grids:
+        written.append(dvc.write_metrics(collect(params, name)))
     print(text, "", "Written: " + ", ".join(map(str, written)), sep="\n")
 
 

@@ -12,6 +12,8 @@ FILES = (
     "Snakefile",
     "dvc.yaml",
     ".dvc/config",
+    ".dvc/plots/miou.json",
+    ".dvc/plots/loss.json",
     ".dvcignore",
     ".gitignore",
     "params.yaml",
@@ -31,8 +33,14 @@ outputs = {
     "split": [f"data/splits/{place}/labelled.txt", f"data/splits/{place}/unlabelled.txt"],
     "train": [f"runs/{place}/model.pt", f"runs/{place}/history.csv"],
     "evaluate": [f"results/runs/{place}/metrics.json", f"results/runs/{place}/history.csv"],
-    "tables": [f"results/tables/{place}.{kind}" for kind in ("csv", "md", "tex")],
-    "report": [f"results/figures/{place}/miou.png"],
+    "tables": [
+        *(f"results/tables/{place}.{kind}" for kind in ("csv", "md", "tex")),
+        f"results/metrics/{place}/split/recipe.json",
+    ],
+    "report": [
+        f"results/figures/{place}/miou.png",
+        *(f"results/plots/{kind}/{place}.csv" for kind in ("miou", "loss")),
+    ],
 }
 if Path("fail").exists() and stage == Path("fail").read_text():
     sys.exit(f"{stage} fails")
@@ -54,6 +62,11 @@ def copy(place: Path, *, stubs: bool = False) -> Path:
             (place / "pipeline" / f"{stage}.py").write_text(STUB)
     subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
     return place
+
+
+def git(place: Path, *command: str) -> None:
+    author = ["-c", "user.name=Someone", "-c", "user.email=someone@example.org"]
+    subprocess.run(["git", *author, *command], cwd=place, check=True, capture_output=True)
 
 
 def edit(file: Path, old: str, new: str) -> None:

@@ -1,8 +1,12 @@
+import base64
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
@@ -11,7 +15,7 @@ from dvc.repo.reproduce import get_active_graph, plan_repro
 from pipeline import dvc_stages
 from semiseg import checkpoint, config, paths
 from tests import project
-from tests.project import ROOT, dvc_commands, edit, snakemake_commands, succeed
+from tests.project import ROOT, dvc_commands, edit, git, snakemake_commands, succeed
 
 PARAMS = config.load(ROOT / "params.yaml")
 CHECK = "python pipeline/check.py"  # Snakemake runs it as it starts, before any rule
@@ -231,7 +235,7 @@ def test_a_stage_that_fails_is_seen_through_its_log(tmp_path: Path) -> None:
 
 
 def shrink(params_file: Path) -> None:
-    """The demo with three recipes, a few tiny images and four steps."""
+    """The demo with three recipes, a few tiny images and four steps; few grids beside it."""
     tree = yaml.safe_load(params_file.read_text())
     tree["datasets"]["shapes"]["options"] = {"train": 24, "val": 4, "size": 64}
     tree["splits"]["shapes-1_20"]["ratio"] = "1/6"
@@ -240,24 +244,8 @@ def shrink(params_file: Path) -> None:
     demo["geometry"] |= {"base_size": 64}
     demo |= {"labelled_batch": 2, "unlabelled_batch": 2, "steps": 4, "validate_every": 2, "log_every": 2}
     tree["grids"]["demo"]["recipes"] = ["supervised", "cmb", "dcc"]
+    tree["grids"] = {name: tree["grids"][name] for name in dvc_stages.TARGETS}  # DVC reads all that there is
     params_file.write_text(yaml.safe_dump(tree, sort_keys=False))
-
-
-def test_both_engines_reach_the_same_tables(tmp_path: Path) -> None:
-    tables = []
-    for engine in (["snakemake", "demo", "--cores", "2"], ["dvc", "repro", "demo"]):
-        place = project.copy(tmp_path / engine[0])
-        shrink(place / "params.yaml")
-        succeed(place, "pipeline.dvc_stages")
-        succeed(place, *engine)
-        tables.append({file.name: file.read_bytes() for file in (place / "results/tables").iterdir()})
-        assert (place / "results" / "report.html").exists()
-        assert (place / "results" / "figures" / "demo" / "miou.png").exists()
-    assert set(tables[0]) == {"demo.csv", "demo.md", "demo.tex"}
-    assert tables[0] == tables[1]
-    rows = tables[0]["demo.csv"].decode().splitlines()
-    assert len(rows) == 4
-    assert all(re.search(r"0\.\d+", row) for row in rows[1:])
 
 
 def test_a_second_start_names_the_process_that_holds_the_run(
@@ -277,3 +265,110 @@ def test_a_second_start_names_the_process_that_holds_the_run(
         assert ended.returncode != 0
         assert f"error: {run}: being trained by process {os.getpid()}; wait for it or stop it" in ended.stdout
     assert not run.artefacts.exists()
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo in miniature, run by each engine in a project of its own."""
+    places = {}
+    for engine in (["snakemake", "demo", "--cores", "2"], ["dvc", "repro", "demo"]):
+        place = places[engine[0]] = project.copy(tmp_path_factory.mktemp(engine[0]))
+        shrink(place / "params.yaml")
+        succeed(place, "pipeline.dvc_stages")
+        succeed(place, *engine)
+    return places
+
+
+def numbers(place: Path) -> dict[str, bytes]:
+    """The files under results/ that hold figures of the whole grid."""
+    folders = [place / "results" / name for name in ("tables", "metrics", "plots")]
+    files = [file for folder in folders for file in folder.rglob("*.*") if not file.name.startswith(".")]
+    return {file.relative_to(place / "results").as_posix(): file.read_bytes() for file in files}
+
+
+def table(place: Path) -> pd.DataFrame:
+    return pd.read_csv(place / "results/tables/demo.csv")
+
+
+def test_both_engines_reach_the_same_tables(demos: dict[str, Path]) -> None:
+    made = numbers(demos["snakemake"])
+    assert made == numbers(demos["dvc"])
+    assert set(made) == {
+        *(f"tables/demo.{kind}" for kind in ("csv", "md", "tex")),
+        *(f"metrics/demo/shapes-1_20/{recipe}.json" for recipe in ("supervised", "cmb", "dcc")),
+        *(f"plots/{kind}/demo.csv" for kind in ("miou", "loss")),
+    }
+    rows = made["tables/demo.csv"].decode().splitlines()
+    assert len(rows) == 4
+    assert all(re.search(r"0\.\d+", row) for row in rows[1:])
+    for place in demos.values():
+        assert (place / "results" / "report.html").exists()
+        assert (place / "results" / "figures" / "demo" / "miou.png").exists()
+
+
+@pytest.mark.parametrize("engine", ["snakemake", "dvc"])
+def test_dvc_shows_the_figures_of_the_table_and_complains_of_nothing(
+    engine: str, demos: dict[str, Path]
+) -> None:
+    shown = json.loads(succeed(demos[engine], "dvc", "metrics", "show", "--json"))
+    columns = {"miou_mean": "miou", "miou_std": "std", "gain_mean": "gain", "seeds": "seeds"}
+    cells = table(demos[engine]).rename(columns=columns)
+    expected = {
+        f"results/metrics/demo/{cell['split']}/{cell['recipe']}.json": {
+            "data": {name: cell[name] for name in columns.values() if pd.notna(cell[name])}
+        }
+        for cell in cells.to_dict("records")
+    }
+    assert shown == {"": {"data": expected}}
+
+
+def test_dvc_names_the_numbers_that_have_changed(demos: dict[str, Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(demos["dvc"], tmp_path / "project"))
+    git(place, "add", "--force", "--", "results", *project.FILES, "dvc.lock", "pipeline")
+    git(place, "commit", "--quiet", "--message", "The demo, finished")
+    before = table(place).set_index("recipe")["miou_mean"]
+    record = place / "results/runs/dcc/shapes-1_20/0/metrics.json"
+    found = json.loads(record.read_text())
+    found["last"][found["headline"]]["miou"] = 0.5
+    record.write_text(json.dumps(found))
+    succeed(place, "pipeline.tables", "demo")
+    changed = json.loads(succeed(place, "dvc", "metrics", "diff", "--json"))
+    assert list(changed) == ["results/metrics/demo/shapes-1_20/dcc.json"]
+    assert changed["results/metrics/demo/shapes-1_20/dcc.json"] == {
+        "miou": {"old": before["dcc"], "new": 0.5, "diff": pytest.approx(0.5 - before["dcc"])},
+        "gain": {
+            "old": pytest.approx(before["dcc"] - before["supervised"], abs=2e-6),
+            "new": pytest.approx(0.5 - before["supervised"], abs=2e-6),
+            "diff": pytest.approx(0.5 - before["dcc"], abs=2e-6),
+        },
+    }
+    tree = yaml.safe_load((place / "params.yaml").read_text())
+    steps = tree["protocols"]["demo"]["steps"]
+    tree["protocols"]["demo"]["steps"] = steps + 1
+    (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    changed = json.loads(succeed(place, "dvc", "params", "diff", "--json"))
+    assert changed == {"params.yaml": {"protocols.demo.steps": {"old": steps, "new": steps + 1, "diff": 1}}}
+
+
+def test_dvc_draws_miou_and_losses(demos: dict[str, Path], tmp_path: Path) -> None:
+    said = succeed(demos["dvc"], "dvc", "plots", "show", "--out", str(tmp_path))
+    page = tmp_path / "index.html"
+    assert said.strip() == page.as_uri()
+    specs = [json.loads(each) for each in re.findall(r"var spec = (.*);", page.read_text())]
+    assert "<DVC_METRIC" not in str(specs)
+    miou, loss = (spec["data"]["values"] for spec in specs)
+    means = table(demos["dvc"]).set_index("recipe")["miou_mean"]
+    assert {row["recipe"]: float(row["miou"]) for row in miou} == dict(means)
+    for recipe in means.index:
+        history = pd.read_csv(demos["dvc"] / f"results/runs/{recipe}/shapes-1_20/0/history.csv")
+        drawn = {int(row["step"]): float(row["loss"]) for row in loss if row["recipe"] == recipe}
+        assert drawn == pytest.approx(dict(zip(history["step"], history["loss"], strict=True)), abs=1e-6)
+
+
+def test_the_report_of_snakemake_holds_the_table(demos: dict[str, Path], tmp_path: Path) -> None:
+    succeed(demos["snakemake"], "snakemake", "demo", "--report", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    held = re.findall(r"data:text/csv;[^,]*base64,([\w+/=]+)", page)
+    table_file = demos["snakemake"] / "results/tables/demo.csv"
+    assert [base64.b64decode(each) for each in held] == [table_file.read_bytes()]
+    assert "filename=miou.png" in page

@@ -9,7 +9,7 @@ import asyncssh
 import pytest
 
 from tests import project
-from tests.project import dvc_commands, succeed
+from tests.project import dvc_commands, git, succeed
 
 GRID = "camvid-small"  # its results belong to git, unlike the demo's
 TARGET = f"pipeline/dvc.yaml:{GRID}"
@@ -53,11 +53,6 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     yield f"ssh://someone@127.0.0.1:{process.stdout.readline().strip()}", key
     process.kill()
     process.communicate()
-
-
-def git(place: Path, *command: str) -> None:
-    author = ["-c", "user.name=Someone", "-c", "user.email=someone@example.org"]
-    subprocess.run(["git", *author, *command], cwd=place, check=True, capture_output=True)
 
 
 def carried(here: Path, there: Path, **remote: str) -> None:
