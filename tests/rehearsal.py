@@ -1,10 +1,12 @@
 """The papers' tables rehearsed: the real recipes, splits and grids; stand-ins for data, networks and steps.
 
-    python -m tests.rehearsal                        all of TABLES, by Snakemake and by DVC
+    python -m tests.rehearsal                        all of TABLES: every run is trained once, here,
+                                                     and both engines make the tables of the runs
+    python -m tests.rehearsal --from-nothing         each engine trains every run as well: some 500 processes
     python -m tests.rehearsal --table paper-dcc-voc  one of them, with the rows beside it
 
-Each engine has a copy of the project in a temporary folder. At the end every row that a recipe measures must
-be filled in every table, and the tables of both engines must be the same, byte for byte.
+At the end every row that a recipe measures must be filled in every table, and the tables of both engines must
+be the same, byte for byte.
 """
 
 import argparse
@@ -12,11 +14,15 @@ import copy
 import hashlib
 import math
 import pickle
+import runpy
+import sys
 import tempfile
 import time
+from contextlib import chdir
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,6 +31,7 @@ import torchvision
 import yaml
 
 from pipeline import dvc_stages
+from semiseg import config
 from semiseg.config import DRAWN
 from tests import project, releases
 from tests.project import ROOT
@@ -144,12 +151,54 @@ def stage(place: Path) -> Path:
     return place
 
 
-def commands(engine: str, names: list[str]) -> list[str]:
-    """The command that makes the tables ``names`` and all that they need."""
+def in_this_process(script: str, *arguments: object) -> None:
+    """A stage, without a process of its own, which would load torch again."""
+    file = ROOT / "pipeline" / f"{script}.py"
+    with patch.object(sys, "argv", [str(file), *map(str, arguments)]):
+        runpy.run_path(str(file), run_name="__main__")
+
+
+def train(names: list[str]) -> int:
+    """Train and evaluate all runs of the tables ``names`` of the project that is the working directory."""
+    params = config.load()
+    runs = list(dict.fromkeys(run for name in names for run in params.grids[name].table()))
+    in_this_process("check")
+    for dataset in dict.fromkeys(params.splits[run.split].dataset for run in runs):
+        in_this_process("download", dataset)
+    for split, seed in dict.fromkeys((run.split, run.seed) for run in runs):
+        in_this_process("split", split, seed)
+    for run in runs:
+        for script in ("train", "evaluate"):
+            in_this_process(script, run.recipe, run.split, run.seed)
+    return len(runs)
+
+
+def commands(engine: str, names: list[str], *, trained: bool) -> list[str]:
+    """What makes the tables ``names``, and what they need unless all runs are ``trained`` already."""
     if engine == "snakemake":
-        return ["snakemake", *names, "--cores", "2", "--quiet", "rules"]
+        return ["snakemake", *names, "--cores", "2", "--printshellcmds"]
     targets = [name if name in dvc_stages.TARGETS else f"pipeline/dvc.yaml:{name}" for name in names]
-    return ["dvc", "repro", *targets]
+    if not trained:
+        return ["dvc", "repro", *targets]
+    # DVC has not seen the runs that lead here.
+    tables = [f"pipeline/dvc.yaml:tables_{name}" for name in names]
+    return ["dvc", "repro", "--single-item", *tables, *targets]
+
+
+def make(engine: str, place: Path, names: list[str], *, trained: bool) -> dict[str, bytes]:
+    """The files of the tables ``names``, as an engine makes them, and no longer there.
+
+    Raises AssertionError where it fails, trains what is ``trained``, or leaves a cell of a recipe empty.
+    """
+    output = project.succeed(place, *commands(engine, names, trained=trained))
+    assert not (trained and "pipeline/train.py" in output), f"{engine} trains what is trained"
+    empty = [cell for name in names for cell in empty_cells(place, name)]
+    assert not empty, "\n".join([f"{engine} leaves cells empty:", *empty])
+    files = [f"results/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
+    made = {file: (place / file).read_bytes() for file in files}
+    for file in files:
+        (place / file).unlink()
+    return made
 
 
 def empty_cells(place: Path, name: str) -> list[str]:
@@ -161,32 +210,30 @@ def empty_cells(place: Path, name: str) -> list[str]:
     return [f"{name}: {row.recipe}, {row.ratio}, {row.split}" for row in empty.itertuples()]
 
 
-def different(one: Path, other: Path, names: list[str]) -> list[str]:
-    """The files of tables that differ between two projects."""
-    files = [f"results/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
-    return [file for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", choices=TABLES, action="append", help="may be given more than once")
-    names = parser.parse_args().table or list(TABLES)
+    parser.add_argument("--from-nothing", action="store_true", help="each engine trains every run, too")
+    arguments = parser.parse_args()
+    names, trained = arguments.table or list(TABLES), not arguments.from_nothing
+    made = []
     with tempfile.TemporaryDirectory() as folder:
-        places = {}
-        for engine in ("snakemake", "dvc"):
-            place = places[engine] = stage(Path(folder, engine))
+        place = stage(Path(folder, "once"))
+        if trained:
             started = time.monotonic()
-            project.succeed(place, *commands(engine, names))
-            runs = len(list((place / "results" / "runs").glob("*/*/*/metrics.json")))
-            print(
-                f"{engine}: {runs} runs, {len(names)} tables, {time.monotonic() - started:.0f} s", flush=True
-            )
-        faults = [cell for place in places.values() for name in names for cell in empty_cells(place, name)]
-        faults += different(places["snakemake"], places["dvc"], names)
-    if faults:
-        raise SystemExit("\n".join(["empty cells, or tables that differ:", *faults]))
+            with chdir(place):
+                runs = train(names)
+            print(f"{runs} runs trained: {time.monotonic() - started:.0f} s", flush=True)
+        for engine in ("snakemake", "dvc"):
+            started = time.monotonic()
+            own = place if trained else stage(Path(folder, engine))
+            made.append(make(engine, own, names, trained=trained))
+            print(f"{engine}: {len(names)} tables, {time.monotonic() - started:.0f} s", flush=True)
+    different = [file for file in made[0] if made[0][file] != made[1][file]]
+    if different:
+        raise SystemExit("\n".join(["both engines made these, but not alike:", *different]))
     print("All rows are filled, and both engines' tables are the same.")
 
 
