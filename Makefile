@@ -26,6 +26,7 @@ test: .venv/.ready
 	$(call step,snakemake --lint)
 	$(call step,snakefmt --check Snakefile)
 	$(call step,python -m tests.browser)
+	$(call step,python -m tests.kubernetes)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered)
 
 slurm-test: .venv/.ready

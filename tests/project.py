@@ -80,6 +80,7 @@ def environment(place: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PWD": str(place),  # as a shell there has it
         "PYTHONPATH": str(place),  # the copy's own semiseg, whichever is installed
         "DVC_SITE_CACHE_DIR": str(place / ".dvc" / "tmp" / "site"),
         "OMP_NUM_THREADS": "1",
