@@ -4,7 +4,7 @@
 set -eu
 place=.snakemake/storage/fs/kubernetes
 mkdir -p $place/results
-for folder in data logs results/tables results/figures; do
+for folder in data logs results/tables results/metrics results/plots results/figures; do
     mkdir -p $folder
     ln -sfn "$PWD/$folder" $place/$folder
 done
