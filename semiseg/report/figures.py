@@ -28,7 +28,7 @@ class Kind:
     draw: Callable[[Results], Figure | None]  # None where there is nothing to draw
     lacking: Callable[[Results], str] = lambda results: ""  # what of it is not here
     local: bool = False  # drawn from files that are not in git
-    shape: str = "plain"  # its place on the page: plain, tall or wide
+    wide: bool = False  # on the page: across both columns
 
 
 def folder(grid: str) -> Path:
@@ -287,12 +287,11 @@ KINDS = (  # in the order of the page
         "standard deviation, number of seeds.",
         ablation.draw,
     ),
-    Kind("classes", "IoU of each class at the last step: mean over seeds.", classes, shape="tall"),
+    Kind("classes", "IoU of each class at the last step: mean over seeds.", classes),
     Kind(
         "gains",
         "IoU of each class at the last step minus supervised's on the same seeds: mean over seeds.",
         gains,
-        shape="tall",
     ),
     Kind(
         "confusion",
@@ -300,7 +299,6 @@ KINDS = (  # in the order of the page
         "mean over seeds. A share below 0.5 % has no number.",
         confusion.draw,
         confusion.lacking,
-        shape="tall",
     ),
     Kind(
         "curves",
@@ -330,7 +328,7 @@ KINDS = (  # in the order of the page
         panel.typical,
         panel.lacking,
         local=True,
-        shape="wide",
+        wide=True,
     ),
     Kind(
         "extremes",
@@ -339,6 +337,6 @@ KINDS = (  # in the order of the page
         panel.extremes,
         panel.lacking_scores,
         local=True,
-        shape="wide",
+        wide=True,
     ),
 )

@@ -152,7 +152,7 @@ def _figure(kind: Kind, path: Path, title: str, recipes: str) -> Mapping[str, An
         "data": base64.b64encode(path.read_bytes()).decode(),
         "width": width,
         "height": height,
-        "shape": kind.shape,
+        "wide": kind.wide,
     }
 
 
