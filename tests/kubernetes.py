@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +132,10 @@ def serve(place: Path, removed: int = 0) -> Iterator[tuple[Cluster, Path]]:
 
 if __name__ == "__main__":
     if shutil.which("rsync") is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            sys.exit(
+                "rsync is not installed, and Snakemake copies with it: install it from your system's packages"
+            )
         subprocess.run(["apt-get", "-qq", "update"], check=True)
         subprocess.run(["apt-get", "-qq", "install", "--no-install-recommends", "-y", "rsync"], check=True)
     print(f"rsync: {shutil.which('rsync')}")
