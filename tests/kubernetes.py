@@ -133,9 +133,7 @@ def serve(place: Path, removed: int = 0) -> Iterator[tuple[Cluster, Path]]:
 if __name__ == "__main__":
     if shutil.which("rsync") is None:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            sys.exit(
-                "rsync is not installed, and Snakemake copies with it: install it from your system's packages"
-            )
+            sys.exit("rsync, with which Snakemake copies, is not installed: take your system's package")
         subprocess.run(["apt-get", "-qq", "update"], check=True)
         subprocess.run(["apt-get", "-qq", "install", "--no-install-recommends", "-y", "rsync"], check=True)
     print(f"rsync: {shutil.which('rsync')}")
