@@ -5,7 +5,7 @@ A run whose recipe or grid asks for several GPUs claims them and starts this sta
 
 import argparse
 
-from semiseg import config, device, distributed, engine, launch, paths
+from semiseg import checkpoint, config, device, distributed, engine, launch, paths
 from semiseg.data import prepared, splits
 from semiseg.errors import one_line_errors
 
@@ -26,12 +26,14 @@ def main() -> None:
             chosen = device.of_process(run.protocol.threads)
             with distributed.joined(chosen):
                 engine.train(run, dataset, split, chosen)
-    elif gpus > 1:
-        with device.claimed_together(gpus):
-            launch.start(str(run.run), gpus)
-    else:
-        with device.claimed(run.protocol.threads) as chosen:
-            engine.train(run, dataset, split, chosen)
+        return
+    with checkpoint.held(run.run):  # first, so that a second start does not wait for a device
+        if gpus > 1:
+            with device.claimed_together(gpus):
+                launch.start(str(run.run), gpus)
+        else:
+            with device.claimed(run.protocol.threads) as chosen:
+                engine.train(run, dataset, split, chosen)
 
 
 if __name__ == "__main__":

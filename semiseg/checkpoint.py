@@ -119,7 +119,7 @@ def held(run: paths.Run) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     name = str(run).replace("/", "--")
     holder = folder / f"{name}.pid"
-    lock = FileLock(folder / f"{name}.lock")
+    lock = FileLock(folder / f"{name}.lock", mode=0o666)
     try:
         lock.acquire(timeout=0)
     except Timeout:

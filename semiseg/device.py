@@ -123,7 +123,10 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 def visible_gpus() -> list[str]:
-    """The ids in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists, else none."""
+    """The ids in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists, else none.
+
+    Raises UserError where there may be a GPU and nothing tells which: it is not replaced by the CPU.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
@@ -135,8 +138,17 @@ def visible_gpus() -> list[str]:
             text=True,
             timeout=60,
         )
-    except (OSError, subprocess.SubprocessError):
+    except FileNotFoundError:
+        if torch.cuda.is_available():
+            raise UserError(
+                "nvidia-smi is not on the path, and torch finds CUDA: set CUDA_VISIBLE_DEVICES to the GPUs' "
+                "ids, or to nothing to run on the CPU"
+            ) from None
         return []
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"nvidia-smi fails ({error}): mend the driver, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        ) from None
     return listing.stdout.split()
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -49,32 +49,34 @@ class Interrupted(UserError):
 def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> None:
     """Train one run to its last step, from its checkpoint where there is one, and write its model.pt.
 
-    Of several processes that train it together, the first alone writes.
-    Raises UserError for a run that another process holds, a checkpoint of another configuration or too small
-    a GPU, Diverged for a loss that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
+    The caller holds the run (checkpoint.held). Of several processes that train it together, the first alone
+    writes. Raises UserError for a checkpoint of another configuration or too small a GPU, Diverged for a loss
+    that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
     """
     run = config.run
-    with checkpoint.held(run) if distributed.first() else nullcontext():
-        if distributed.first():
-            remove_leftovers(run.checkpoints)
-            remove_leftovers(run.artefacts)
-        _refuse_to_diverge_again(config)
-        session = Session(config, dataset, split, device)
-        with session.history, _noted_signals() as session.signals, distributed.ended_by(session.signals):
-            try:
-                _steps(session)
-            except Diverged as error:
-                kept = session.keep_inputs(error.step)
-                raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
-        if distributed.first():
-            session.write_model()
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+    if distributed.first():
+        remove_leftovers(run.checkpoints)
+        remove_leftovers(run.artefacts)
+    _refuse_to_diverge_again(config)
+    session = Session(config, dataset, split, device)
+    with session.history, _noted_signals() as session.signals, distributed.ended_by(session.signals):
+        try:
+            _steps(session)
+        except Diverged as error:
+            kept = session.keep_inputs(error.step)
+            raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
+    if distributed.first():
+        session.write_model()
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def _refuse_to_diverge_again(config: RunConfig) -> None:
     """An engine that retries whatever fails would otherwise train to the same step again and again."""
     for kept in config.run.checkpoints.glob("nan-step-*.pt"):
-        found = checkpoint.read(kept)
+        try:
+            found = checkpoint.read(kept)
+        except ValueError:  # it was not written whole: the loss is met again
+            continue
         if found["config_sha256"] == config.digest():
             step = found["step"]
             raise Diverged(f"{config.run}: diverged at step {step} before; {_after_divergence(kept)}", step)

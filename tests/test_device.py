@@ -227,5 +227,8 @@ def test_the_ids_come_from_nvidia_smi_otherwise(tmp_path: Path, monkeypatch: pyt
     listing.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert device.visible_gpus() == ["0", "1"]
+    listing.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(UserError, match="nvidia-smi fails"):
+        device.visible_gpus()
     listing.unlink()
     assert device.visible_gpus() == []

@@ -114,11 +114,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert not run.checkpoints.exists()
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(mini_project: Path) -> None:
+def test_sigterm_saves_and_asks_to_be_started_again(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (mini_project / "params.yaml").write_text(
         (mini_project / "params.yaml").read_text().replace("steps: 6", "steps: 100000")
     )
     command = [sys.executable, miniature.PIPELINE / "train.py", *str(RUN).split("/")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mini_project.name)  # one GPU: the second must not wait
+    monkeypatch.setenv("SEMISEG_DEVICE", "cpu")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (RUN.artefacts / "history.csv").exists():
             assert process.poll() is None, process.stderr.read()

@@ -14,6 +14,8 @@ from semiseg.errors import UserError
 FORK = get_context("fork")
 MIB = 2**20  # bytes
 DIMENSIONS = 3  # of an image; a mask leaves the last at -1
+NOTHING, BEING_WRITTEN = -1, -2  # in place of where a key's bytes begin
+PATIENCE = 1.0  # seconds
 
 
 class SharedCache:
@@ -33,9 +35,9 @@ class SharedCache:
                 f"params.yaml: protocols: image_cache_mib: {mebibytes} MiB are not to be had here "
                 f"({error.strerror}); lower it"
             ) from None
-        # Of each key: where its bytes begin, and its sizes; -1 where there is nothing.
+        # Of each key: where its bytes begin, and its sizes.
         self._table = _shared(len(self._rows) * (1 + DIMENSIONS) * 8).view(torch.int64)
-        self._table = self._table.view(len(self._rows), 1 + DIMENSIONS).fill_(-1)
+        self._table = self._table.view(len(self._rows), 1 + DIMENSIONS).fill_(NOTHING)
         self._used = _shared(8).view(torch.int64)
         self._lock = FORK.Lock()
 
@@ -45,20 +47,34 @@ class SharedCache:
         A kept tensor is shared: it must not be written to.
         """
         row = self._table[self._rows[key]]
-        with self._lock:
-            begin, *sizes = row.tolist()
+        begin, *sizes = row.tolist()
         if begin >= 0:
             shape = [size for size in sizes if size >= 0]
             return self._bytes[begin : begin + math.prod(shape)].view(shape)
         value = read()
-        with self._lock:
-            begin = int(self._used)
-            if int(row[0]) < 0 and begin + value.numel() <= len(self._bytes):
-                self._bytes[begin : begin + value.numel()] = value.flatten()
-                row[1 : 1 + value.ndim] = torch.tensor(value.shape)
-                row[0] = begin
-                self._used += value.numel()
+        place = self._reserve(row, value.numel())
+        if place is not None:
+            self._bytes[place : place + value.numel()] = value.flatten()
+            row[1 : 1 + value.ndim] = torch.tensor(value.shape)
+            row[0] = place  # last: whoever sees it finds the rest
         return value
+
+    def _reserve(self, row: Tensor, size: int) -> int | None:
+        """Where the ``size`` bytes of ``row`` go; None without room, or where another process writes them.
+
+        Nothing is copied under the lock, and nobody waits long for it: a process may be killed at any moment.
+        """
+        if not self._lock.acquire(timeout=PATIENCE):
+            return None
+        try:
+            place = int(self._used)
+            if int(row[0]) != NOTHING or place + size > len(self._bytes):
+                return None
+            row[0] = BEING_WRITTEN
+            self._used += size
+            return place
+        finally:
+            self._lock.release()
 
 
 def _shared(size: int) -> Tensor:

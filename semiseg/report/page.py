@@ -80,7 +80,7 @@ def render(params: Params) -> tuple[str, list[str]]:
         except UserError as error:
             refused.append({"title": grid.title, "reason": str(error)})
             continue
-        if any(run in results.records for run in grid.runs()):
+        if results.published or any(run in results.records for run in grid.runs()):
             sections.append(_section(results))
         else:
             runs = tables.runs_of(len(grid.runs()))

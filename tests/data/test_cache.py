@@ -87,3 +87,15 @@ def test_more_than_the_machine_has_is_refused_in_one_line(monkeypatch: pytest.Mo
 
 def _not_kept() -> Tensor:
     raise AssertionError
+
+
+def test_a_process_that_died_with_the_lock_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PATIENCE", 0.01)
+    kept, source = SharedCache(SHAPES, 1000), Source()
+    source(kept, "a")
+    worker = FORK.Process(target=kept._lock.acquire)
+    worker.start()
+    worker.join()
+    for key in ("a", "b", "b"):
+        assert torch.equal(source(kept, key), source.value(key))
+    assert source.read == {"a": 1, "b": 2}
