@@ -110,7 +110,7 @@ def _over_steps(results: Results, plots: tuple[Plot, ...]) -> Figure | None:
                 if run.split == split:
                     _draw(axes, results, run, plot, found)
             axes.set_ylabel(plot.label)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     for top, bottom, (plot, _) in zip(grid[0], grid[-1], columns, strict=True):
         bottom.set_xlabel("step")
         if len(plot.columns) > 1:
