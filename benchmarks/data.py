@@ -9,6 +9,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -87,19 +89,30 @@ def decoded(dataset: PreparedDataset, ids: list[str]) -> int:
     return len(ids)
 
 
-def augmented(dataset: PreparedDataset, ids: list[str], geometry: Geometry) -> float:
+def augmented(dataset: PreparedDataset, geometry: Geometry, opened: tuple[str, ...], ids: list[str]) -> int:
+    """A crop for each of ``ids``, of images that are decoded already: those of ``opened``, over and over."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = _pairs(dataset, opened)
+    for place in range(len(ids)):
+        random_scale_crop_flip(*pairs[place % len(pairs)], geometry, generator)
+    return len(ids)
+
+
+@cache
+def _pairs(dataset: PreparedDataset, ids: tuple[str, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     pairs = []
-    for each in ids[:16]:
+    for each in ids:
         image = read_image(dataset.image_path(each))
         pairs.append((image, read_mask(dataset.mask_path(each), image, len(dataset.classes))))
-    generator = torch.Generator().manual_seed(0)
+    return pairs
 
-    def work() -> int:
-        for place in range(len(ids)):
-            random_scale_crop_flip(*pairs[place % len(pairs)], geometry, generator)
-        return len(ids)
 
-    return rate(work)
+def shared_out(work: Callable[[list[str]], int], ids: list[str], workers: int) -> tuple[float, float]:
+    """Images per second of two passes of ``work`` over ``ids``, dealt to ``workers`` processes."""
+    shares = [ids[place::workers] for place in range(workers)]
+    with get_context("fork").Pool(workers) as pool:
+        first, second = (rate(lambda: sum(pool.map(work, shares, chunksize=1))) for _ in range(2))
+    return first, second
 
 
 def delivered(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], epoch: int) -> tuple[float, float]:
@@ -128,9 +141,13 @@ def measure(
     print(f"kept: in at most {cache_mib} MiB\n")
     print("| step | workers | images/s, first pass | images/s, second pass |")
     print("| --- | ---: | ---: | ---: |")
-    print(f"| decoded | 0 | {rate(lambda: decoded(dataset, ids)):.0f} | |", flush=True)
-    print(f"| augmented | 0 | {augmented(dataset, ids, geometry):.0f} | |", flush=True)
+    opened = tuple(ids[:16])
+    _pairs(dataset, opened)  # before processes are forked, which then have them
+    alone = {"decoded": partial(decoded, dataset), "augmented": partial(augmented, dataset, geometry, opened)}
     for number in workers:
+        for name, work in alone.items():
+            first, second = shared_out(work, ids, number)
+            print(f"| {name} | {number} | {first:.0f} | {second:.0f} |", flush=True)
         for name, mib in (("delivered", 0), ("delivered, kept", cache_mib)):
             images = streams.Images(dataset, mib)
             ours = streams.labelled_batches(images, ids, geometry, BATCH, 0, 0, 2 * epoch, number)
