@@ -33,7 +33,7 @@ MASKS = ({}, ALL, ALL | {"negative_sampling": False})  # what differs for the ke
 @pytest.fixture(autouse=True)
 def by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
-        monkeypatch.setattr(directional, "_scorer", lambda *_: directional_kernel.gaps_and_gradients)
+        monkeypatch.setattr(directional, "_over_negatives", lambda anchors: directional_kernel)
 
 
 @contextmanager
@@ -67,6 +67,8 @@ def single(**sizes: int) -> Rows:
 def test_every_combination_of_switches_is_the_printed_equation(options: dict[str, Any]) -> None:
     rows = single(m=37)
     assert_close(computed(rows, **options), reference(rows, **options), TOLERANCE)
+    rows = example(m=37)
+    assert_close(computed(rows, **options), reference(rows, **options), 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,15 @@ def test_temperatures(temperature: float) -> None:
     for options in MASKS:
         found = computed(rows, temperature=temperature, **options)
         assert_close(found, reference(rows, temperature=temperature, **options), TOLERANCE)
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.01, 0.001, 1e-5])
+def test_low_temperatures_are_summed_in_float64(temperature: float) -> None:
+    rows = single(m=40, dim=40)
+    rows["negatives"][0], rows["negatives"][1] = rows["anchors"][3], -rows["anchors"][3]
+    for options in MASKS:
+        found = computed(rows, temperature=temperature, **options)
+        assert_close(found, reference(rows, temperature=temperature, **options), 1e-6)
 
 
 def test_scores_that_overflow_a_naive_exp() -> None:
@@ -215,4 +226,4 @@ if INTERPRETED:
             products.clear()
             computed(rows, valid=torch.randperm(640) < selected, **ALL)
             blocks = -(-selected // directional_kernel.ROWS) * 2  # of anchors, and two of negatives
-            assert len(products) == blocks * (2 + 1)  # two steps of the scores, and the mean
+            assert len(products) == blocks * (2 + 3)  # two steps of the scores, twice, and the mean

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg.losses import directional, directional_contrastive_loss
+from semiseg.losses import directional_blocks, directional_contrastive_loss
+from semiseg.losses.directional_blocks import Pairs
 from tests.losses.literal_directional import (
     COMBINATIONS,
     Rows,
@@ -18,16 +20,8 @@ from tests.losses.literal_directional import (
 )
 
 
-@pytest.fixture(params=["selected rows", "every row"])
-def scored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The rows that are scored: those of a CPU, and those of float64 sums on a GPU."""
-    if request.param == "every row":
-        monkeypatch.setattr(directional, "_scored", lambda selected: torch.arange(len(selected)))
-    return request.param
-
-
 def set_blocks(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(directional, "_side", lambda device: side)
+    monkeypatch.setattr(directional_blocks, "SIDE", side)
 
 
 def computed(rows: Rows, **options: Any) -> tuple[float, Tensor]:
@@ -38,7 +32,6 @@ def computed(rows: Rows, **options: Any) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize("options", COMBINATIONS)
-@pytest.mark.usefixtures("scored")
 def test_every_combination_of_switches_is_the_printed_equation(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +106,6 @@ def test_two_positions_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mean", ["overlap", "selected"])
-@pytest.mark.usefixtures("scored")
 def test_no_negatives(mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_blocks(monkeypatch, 3)
     none = example(m=0)
@@ -127,7 +119,6 @@ def test_no_negatives(mean: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mean", ["overlap", "selected"])
-@pytest.mark.usefixtures("scored")
 def test_nothing_selected_is_zero_with_a_gradient_of_zero(mean: str) -> None:
     rows = example()
     for changed in (
@@ -155,7 +146,6 @@ def test_only_selected_anchors_take_a_gradient() -> None:
         assert taken == selection(rows, options["directional"], options["positive_filter"])
 
 
-@pytest.mark.usefixtures("scored")
 def test_rows_outside_the_overlap_and_places_without_a_negative_do_not_count() -> None:
     rows = example()
     valid = torch.arange(14) % 3 != 0
@@ -196,7 +186,6 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.usefixtures("scored")
 def test_the_largest_tensor_is_set_by_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     side, dim = 64, 4
     set_blocks(monkeypatch, side)
@@ -209,14 +198,32 @@ def test_the_largest_tensor_is_set_by_the_blocks(monkeypatch: pytest.MonkeyPatch
 
 def test_rows_that_no_mask_keeps_are_never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    over_negatives = directional._over_negatives
+    blocks = directional_blocks._blocks
 
-    def counted(scaled: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        counts.append(len(scaled))
-        return over_negatives(scaled, *arguments)
+    def counted(pairs: Pairs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        counts.append(len(rows))
+        return blocks(pairs, rows)
 
-    monkeypatch.setattr(directional, "_over_negatives", counted)
+    monkeypatch.setattr(directional_blocks, "_blocks", counted)
     set_blocks(monkeypatch, 16)
     rows = example(n=200, m=40)
     computed(rows)
-    assert sum(counts) == len(selection(rows, True, True)) < 100
+    assert sum(counts) == 2 * len(selection(rows, True, True)) < 200  # forward and backward
+
+
+def test_nothing_of_the_scores_is_kept_for_the_backward_pass() -> None:
+    """What a graph holds on to beside the inputs: two numbers a row."""
+    rows = as_type(example(n=300, m=700, dim=4), torch.float32)
+    inputs = {each.data_ptr() for each in rows.values()}
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    rows["anchors"].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        directional_contrastive_loss(**rows)
+    own = [each for each in kept if each.data_ptr() not in inputs and each.is_floating_point()]
+    assert own
+    assert max(each.numel() for each in own) == 300

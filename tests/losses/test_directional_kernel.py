@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.errors import UserError
-from semiseg.losses import directional, directional_contrastive_loss
+from semiseg.losses import directional_contrastive_loss
 from tests.losses.literal_directional import COMBINATIONS, Rows, as_type, example
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +36,13 @@ def test_the_kernel_is_the_printed_equation(device: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("capability", "given"), [(80, False), (90, True)])
-def test_the_kernel_compiles_for_gpus_that_are_not_here(
-    capability: int, given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capability", "sums", "given"), [(80, "fp32", False), (90, "fp32", True), (90, "fp64", True)]
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(
+    capability: int, sums: str, given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without and with labels, validity and gradients; the interpreter passes what the compiler refuses."""
+    """Without and with labels and validity; the interpreter passes what the compiler refuses."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -49,20 +51,24 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"order": "*i64", "count": "*i64", "labels": "*i64", "negative_labels": "*i64"}
-    types |= {"negative_valid": "*i1", "num_negatives": "i32", "sharpness": "fp32"}
-    constants: dict[str, int | None] = {"DIM": 256, "WIDTH": kernel.WIDTH, "ROWS": kernel.ROWS}
-    constants |= {"COLUMNS": kernel.COLUMNS, "STEP": kernel.STEP}
-    if not given:
-        constants |= {"labels": None, "negative_valid": None, "gradients": None}
-    names = kernel._contrast.arg_names
-    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
-    compiled = triton.compile(
-        ASTSource(kernel._contrast, signature, constants),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True},
-    )
-    assert compiled.asm["cubin"]
-    assert compiled.metadata.shared <= 48 * 1024  # bytes; every GPU has as many
+    types |= {"negative_valid": "*i1", "negatives": "*fp32", "num_negatives": "i32"}
+    for each in (kernel._log_sums, kernel._mean_negatives):
+        constants: dict[str, int | None] = {"DIM": 256, "WIDTH": kernel.WIDTH, "ROWS": kernel.ROWS}
+        constants |= {"COLUMNS": kernel.COLUMNS, "STEP": kernel.STEP}
+        if not given:
+            constants |= {"labels": None, "negative_valid": None}
+        names = each.arg_names
+        constants = {name: value for name, value in constants.items() if name in names}
+        signature = {
+            name: "constexpr" if name in constants else types.get(name, f"*{sums}") for name in names
+        }
+        compiled = triton.compile(
+            ASTSource(each, signature, constants),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True},
+        )
+        assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= 48 * 1024  # bytes; every GPU has as many
 
 
 class OnTheDevice(TorchDispatchMode):
@@ -83,7 +89,7 @@ class OnTheDevice(TorchDispatchMode):
 
 
 class Launches:
-    """Stands where the kernel does."""
+    """Stands where a kernel does."""
 
     def __init__(self) -> None:
         self.made: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
@@ -97,40 +103,42 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     from semiseg.losses import directional_kernel
 
     found = Launches()
-    monkeypatch.setattr(directional_kernel, "_contrast", found)
+    for name in ("_log_sums", "_mean_negatives"):
+        monkeypatch.setattr(directional_kernel, name, found)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
     return found
 
 
 def on_a_gpu_without_values(rows: Rows, **options: Any) -> OnTheDevice:
-    """The forward pass over fake CUDA tensors: what needs a value, or a size that hangs on one, raises."""
+    """Both passes over fake CUDA tensors: what needs a value, or a size that hangs on one, raises."""
     with FakeTensorMode(), OnTheDevice() as device:
         fake = {name: torch.empty(each.shape, dtype=each.dtype, device="cuda") for name, each in rows.items()}
-        fake["anchors"].requires_grad_()
+        anchors = fake["anchors"].requires_grad_()
         device.elements = 0
-        loss = directional_contrastive_loss(**fake, **options)
-    assert loss.requires_grad
+        node = directional_contrastive_loss(**fake, **options).grad_fn
+        while node.name() != "_RowLossesBackward":
+            node = node.next_functions[0][0]
+        gradient, *_ = node.apply(anchors.new_empty(len(anchors)))  # autograd's own engine wants a GPU
+    assert gradient.shape == anchors.shape
     return device
 
 
-@pytest.mark.parametrize("options", COMBINATIONS)
-def test_on_a_gpu_nothing_is_waited_for(options: dict[str, Any], launches: Launches) -> None:
-    rows = as_type(example(n=150, m=400, dim=130), torch.float32)
-    device = on_a_gpu_without_values(rows, **options)
-    assert device.elements == 150 * 130  # the gradients: no N × M
-    ((grid, arguments),) = launches.made
-    assert grid == (3, 2)  # whatever is selected: rows by 64, dimensions by 128
-    assert sum(isinstance(each, Tensor) for each in arguments) == 8 + options["negative_sampling"]
-
-
 @pytest.mark.parametrize(
-    ("dtype", "temperature"), [(torch.float64, 0.1), (torch.float64, 0.01), (torch.float32, 0.01)]
+    ("dtype", "temperature"), [(torch.float32, 0.1), (torch.float32, 0.01), (torch.float64, 0.1)]
 )
-def test_float64_sums_on_a_gpu_are_not_the_kernels_and_wait_for_nothing_either(
-    dtype: torch.dtype, temperature: float, launches: Launches
+@pytest.mark.parametrize("options", COMBINATIONS)
+def test_on_a_gpu_nothing_is_waited_for(
+    options: dict[str, Any], dtype: torch.dtype, temperature: float, launches: Launches
 ) -> None:
-    on_a_gpu_without_values(as_type(example(), dtype), temperature=temperature)
-    assert not launches.made
+    rows = as_type(example(n=150, m=400, dim=130), dtype)
+    device = on_a_gpu_without_values(rows, temperature=temperature, **options)
+    assert device.elements == 150 * 130  # the gradients: no N × M
+    assert [grid for grid, _ in launches.made] == [
+        (3,),
+        (3, 2),
+    ]  # whatever is selected: by 64 rows, 128 dimensions
+    for extra, (_, arguments) in enumerate(launches.made):
+        assert sum(isinstance(each, Tensor) for each in arguments) == 6 + extra + options["negative_sampling"]
 
 
 @pytest.mark.parametrize(
@@ -145,18 +153,19 @@ def test_float64_sums_on_a_gpu_are_not_the_kernels_and_wait_for_nothing_either(
 def test_a_wait_would_be_found(
     waits: Any, raised: type[Exception], launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = directional._scorer
+    from semiseg.losses import directional_kernel
 
-    def waiting(*arguments: Any) -> Any:
-        return lambda *inputs: (waits(inputs[4]), scorer(*arguments)(*inputs))[1]
-
-    monkeypatch.setattr(directional, "_scorer", waiting)
+    log_sums = directional_kernel.log_sums
+    monkeypatch.setattr(
+        directional_kernel, "log_sums", lambda pairs: (waits(pairs.selected), log_sums(pairs))[1]
+    )
     with pytest.raises(raised):
         on_a_gpu_without_values(as_type(example(), torch.float32))
 
 
 def test_without_triton_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "semiseg.losses.directional_kernel", raising=False)
+    monkeypatch.delattr("semiseg.losses.directional_kernel", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(UserError, match="pip install triton"):
         on_a_gpu_without_values(as_type(example(), torch.float32))

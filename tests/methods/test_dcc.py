@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.config import Geometry
 from semiseg.errors import UserError
-from semiseg.losses import directional
+from semiseg.losses import directional_blocks
 from semiseg.method import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods import dcc
 from semiseg.methods.dcc import Config, Method, views
@@ -370,7 +370,7 @@ class Waits(TorchDispatchMode):
 
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the shapes that a GPU has; on the CPU the loss knows how many rows are selected."""
-    monkeypatch.setattr(directional, "_scored", lambda selected: torch.arange(len(selected)))
+    monkeypatch.setattr(directional_blocks, "_selected", lambda pairs: (torch.arange(len(pairs.selected)),))
     for objective, steps in itertools.product(("contrast", "l2", "self_training"), (0, 1)):
         method = learner(objective=objective, bank_steps=steps)
         batches = labelled(), unlabelled()
