@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -134,30 +135,50 @@ def endless(
 
 
 def measure(
-    dataset: PreparedDataset, ids: list[str], geometry: Geometry, workers: list[int], cache_mib: int
+    dataset: PreparedDataset,
+    ids: list[str],
+    geometry: Geometry,
+    workers: list[int],
+    cache_mib: int,
+    repeats: int,
 ) -> None:
-    epoch = len(ids) // BATCH
+    """Print the table: the median of ``repeats`` rates of each case."""
     print(f"{dataset.name}: {len(ids)} images, crops of {geometry.crop}, {os.cpu_count()} cores")
     print(f"kept: in at most {cache_mib} MiB\n")
     print("| step | workers | images/s, first pass | images/s, second pass |")
     print("| --- | ---: | ---: | ---: |")
     opened = tuple(ids[:16])
     _pairs(dataset, opened)  # before processes are forked, which then have them
-    alone = {"decoded": partial(decoded, dataset), "augmented": partial(augmented, dataset, geometry, opened)}
     for number in workers:
-        for name, work in alone.items():
-            first, second = shared_out(work, ids, number)
+        cases = {
+            "decoded": partial(shared_out, partial(decoded, dataset), ids, number),
+            "augmented": partial(shared_out, partial(augmented, dataset, geometry, opened), ids, number),
+            "delivered": partial(ours, dataset, ids, geometry, number, 0),
+            "delivered, kept": partial(ours, dataset, ids, geometry, number, cache_mib),
+            "delivered, plain": partial(plain, dataset, ids, geometry, number),
+        }
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+        for _ in range(repeats):  # in turn, so that a machine that slows down slows all of them
+            for name, case in cases.items():
+                rates[name].append(case())
+        for name, passes in rates.items():
+            first, second = (median(each) for each in zip(*passes, strict=True))
             print(f"| {name} | {number} | {first:.0f} | {second:.0f} |", flush=True)
-        for name, mib in (("delivered", 0), ("delivered, kept", cache_mib)):
-            images = streams.Images(dataset, mib)
-            ours = streams.labelled_batches(images, ids, geometry, BATCH, 0, 0, 2 * epoch, number)
-            first, second = delivered(ours, epoch)
-            print(f"| {name} | {number} | {first:.0f} | {second:.0f} |", flush=True)
-        plain = DataLoader(
-            Plain(dataset, ids, geometry), BATCH, shuffle=True, drop_last=True, num_workers=number
-        )
-        first, second = delivered(endless(plain), epoch)
-        print(f"| delivered, plain | {number} | {first:.0f} | {second:.0f} |", flush=True)
+
+
+def ours(
+    dataset: PreparedDataset, ids: list[str], geometry: Geometry, workers: int, cache_mib: int
+) -> tuple[float, float]:
+    epoch = len(ids) // BATCH
+    images = streams.Images(dataset, cache_mib)
+    return delivered(streams.labelled_batches(images, ids, geometry, BATCH, 0, 0, 2 * epoch, workers), epoch)
+
+
+def plain(dataset: PreparedDataset, ids: list[str], geometry: Geometry, workers: int) -> tuple[float, float]:
+    loader = DataLoader(
+        Plain(dataset, ids, geometry), BATCH, shuffle=True, drop_last=True, num_workers=workers
+    )
+    return delivered(endless(loader), len(ids) // BATCH)
 
 
 def main() -> None:
@@ -168,6 +189,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="at most so many")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--cache-mib", type=int, default=1024, help="memory for decoded images")
+    parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     geometry = config.load().protocols["voc"].geometry
@@ -178,7 +200,8 @@ def main() -> None:
             datasets = config.load().datasets
             dataset = open_dataset(arguments.dataset, config.look_up(datasets, arguments.dataset, "datasets"))
         ids = [each for each in dataset.ids("train") if dataset.mask_path(each).is_file()]
-        measure(dataset, ids[: arguments.images], geometry, arguments.workers, arguments.cache_mib)
+        ids = ids[: arguments.images]
+        measure(dataset, ids, geometry, arguments.workers, arguments.cache_mib, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def decode_image(path: Path) -> Pixels:
     """An image as RGB (H, W, 3) uint8. Raises UserError naming a file that cannot be decoded."""
     try:
         with Image.open(path) as file:
-            return np.array(file.convert("RGB"))
+            return np.array(file if file.mode == "RGB" else file.convert("RGB"))
     except BROKEN as error:
         raise UserError(f"{path}: unreadable image ({_reason(error)}); prepare the dataset again") from None
 
@@ -44,10 +44,10 @@ def decode_mask(path: Path, size: tuple[int, int], num_classes: int) -> Pixels:
             f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}; "
             "prepare the dataset again"
         )
-    wrong = mask[(mask >= num_classes) & (mask != IGNORE)]
-    if wrong.size:
+    largest = int((mask + np.uint8(1)).max(initial=0))  # 255 becomes 0, a class its number from 1 on
+    if largest > num_classes:
         raise UserError(
-            f"{path}: holds the value {wrong[0]}, but there are {num_classes} classes and 255; "
+            f"{path}: holds the value {largest - 1}, but there are {num_classes} classes and 255; "
             "correct the mask or the dataset's classes in params.yaml"
         )
     return mask

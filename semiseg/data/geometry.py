@@ -1,8 +1,11 @@
 """Paired geometry: an image and its mask are scaled, cropped and flipped as one."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.config import Geometry
@@ -10,32 +13,58 @@ from semiseg.data.decoding import IGNORE
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour, zero once normalised
 
+Window = tuple[slice, slice]  # rows and columns
 
-def resize_long_side(image: Tensor, mask: Tensor | None, long_side: int) -> tuple[Tensor, Tensor]:
-    """Scale an image (3, H, W) uint8, bilinear and antialiased, and its mask (H, W) uint8, nearest.
 
-    ``long_side`` is the result's, in pixels. Without a mask, one of zeros is made: padding will be told from
-    image by it.
+def resize_image(image: Tensor, long_side: int) -> Tensor:
+    """Scale (3, H, W) uint8 until its long side has so many pixels: bilinear, antialiased."""
+    return resize(image, _scaled(image.shape[-2:], long_side), InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_mask(mask: Tensor, long_side: int, window: Window = (slice(None), slice(None))) -> Tensor:
+    """Scale (H, W) uint8 likewise and cut ``window`` out; no other pixel is looked up.
+
+    A pixel takes the one that its centre lies in, as with torchvision's NEAREST_EXACT (NEAREST takes corners,
+    and would shift the mask against the image).
     """
-    height, width = image.shape[-2:]
-    scale = long_side / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    image = resize(image, size, InterpolationMode.BILINEAR, antialias=True)
-    if mask is None:
-        return image, torch.zeros(size, dtype=torch.uint8)
-    # NEAREST takes each pixel's corner and would shift the mask against the image; NEAREST_EXACT its centre.
-    return image, resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    sizes = zip(mask.shape, _scaled(mask.shape, long_side), window, strict=True)
+    rows, columns = (_nearest(length, target)[part] for length, target, part in sizes)
+    return torch.from_numpy(mask.numpy().take(rows, axis=0).take(columns, axis=1))
 
 
-def pad_to(image: Tensor, mask: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Pad at the right and at the bottom to at least (height, width): the mean colour, and 255."""
-    below, right = max(0, height - image.shape[-2]), max(0, width - image.shape[-1])
-    if not below and not right:
-        return image, mask
-    inside = pad(torch.ones_like(mask, dtype=torch.bool), (0, right, 0, below))
-    colour = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None]
-    image = torch.where(inside, pad(image, (0, right, 0, below)), colour)
-    return image, pad(mask, (0, right, 0, below), value=IGNORE)
+def _nearest(length: int, target: int) -> NDArray[np.int64]:
+    """Where each of ``target`` pixels has its centre among ``length``: in float32, as torch computes it."""
+    centres = np.arange(target, dtype=np.float32) + np.float32(0.5)
+    return (centres * np.float32(length / target)).astype(np.int64)
+
+
+def _scaled(size: Sequence[int], long_side: int) -> list[int]:
+    scale = long_side / max(size)
+    return [max(1, round(length * scale)) for length in size]
+
+
+def pad_image(image: Tensor, height: int, width: int) -> Tensor:
+    """Pad (C, H, W) at the right and at the bottom to at least (height, width).
+
+    With ImageNet's mean colour where it is uint8 RGB, else with zero.
+    """
+    rows, columns = image.shape[-2:]
+    if rows >= height and columns >= width:
+        return image
+    colour = image.new_tensor(PADDING if image.dtype == torch.uint8 and len(image) == 3 else [0] * len(image))
+    padded = colour[:, None, None].repeat(1, max(rows, height), max(columns, width))
+    padded[:, :rows, :columns] = image
+    return padded
+
+
+def pad_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """Pad (H, W) at the right and at the bottom to at least (height, width), with 255."""
+    rows, columns = mask.shape
+    if rows >= height and columns >= width:
+        return mask
+    padded = mask.new_full((max(rows, height), max(columns, width)), IGNORE)
+    padded[:rows, :columns] = mask
+    return padded
 
 
 def random_scale_crop_flip(
@@ -47,13 +76,18 @@ def random_scale_crop_flip(
     image (mask None) the mask is 0 everywhere else.
     """
     low, high = geometry.scale
-    scale = low + (high - low) * _uniform(generator)
-    image, mask = resize_long_side(image, mask, round(geometry.base_size * scale))
-    image, mask = pad_to(image, mask, geometry.crop, geometry.crop)
-    top = _integer(image.shape[-2] - geometry.crop + 1, generator)
-    left = _integer(image.shape[-1] - geometry.crop + 1, generator)
-    image = image[:, top : top + geometry.crop, left : left + geometry.crop]
-    mask = mask[top : top + geometry.crop, left : left + geometry.crop]
+    long_side = round(geometry.base_size * (low + (high - low) * _uniform(generator)))
+    side = geometry.crop
+    image = resize_image(image, long_side)
+    top, left = (_integer(max(0, length - side) + 1, generator) for length in image.shape[-2:])
+    window = slice(top, top + side), slice(left, left + side)
+    image = image[:, *window]
+    mask = (
+        torch.zeros(image.shape[-2:], dtype=torch.uint8)
+        if mask is None
+        else resize_mask(mask, long_side, window)
+    )
+    image, mask = pad_image(image, side, side), pad_mask(mask, side, side)
     if _uniform(generator) < 0.5:
         image, mask = image.flip(-1), mask.flip(-1)
     return image.contiguous(), mask.contiguous()

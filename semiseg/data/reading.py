@@ -9,8 +9,11 @@ from semiseg.data.decoding import decode_image, decode_mask
 
 
 def read_image(path: Path) -> Tensor:
-    """An image as RGB (3, H, W) uint8. Raises UserError naming a file that cannot be decoded."""
-    return torch.from_numpy(decode_image(path)).permute(2, 0, 1).contiguous()
+    """An image as RGB (3, H, W) uint8. Raises UserError naming a file that cannot be decoded.
+
+    Its channels are last in memory, as they are decoded, and as resizing is fastest.
+    """
+    return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
 
 
 def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:

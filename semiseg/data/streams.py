@@ -53,9 +53,10 @@ class Images:
             self._cache = SharedCache([*map(_image_key, ids), *map(_mask_key, ids)], cache_mib)
 
     def image(self, identifier: str) -> Tensor:
-        """(3, H, W) uint8; its mask is not read. Must not be written to."""
+        """(3, H, W) uint8, channels last in memory; its mask is not read. Must not be written to."""
         path = self._dataset.image_path(identifier)
-        return self._kept(_image_key(identifier), lambda: read_image(path))
+        pixels = self._kept(_image_key(identifier), lambda: read_image(path).permute(1, 2, 0))
+        return pixels.permute(2, 0, 1)
 
     def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 and (H, W) uint8. Must not be written to."""

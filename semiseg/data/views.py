@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from semiseg.config import Geometry
-from semiseg.data.geometry import PADDING, resize_long_side
+from semiseg.data.geometry import pad_image, resize_image
 
 DRAWS = 50  # of a second crop, until the first is taken twice
 
@@ -33,7 +32,7 @@ def overlapping_crops(
     smaller than a stride has an empty one).
     """
     height, width = image.shape[-2:]
-    image = _padded(image, size)
+    image = pad_image(image, size, size)
     room = (image.shape[-2] - size, image.shape[-1] - size)
     top, left = (_integer(each, generator) for each in room)
     down, right = 0, 0
@@ -74,7 +73,7 @@ def context_views(
     both crops, before a flip, that are image, not padding.
     """
     factor = scale[0] + (scale[1] - scale[0]) * float(torch.rand((), generator=generator))
-    image, _ = resize_long_side(image, None, round(geometry.base_size * factor))
+    image = resize_image(image, round(geometry.base_size * factor))
     image1, image2, box1, box2 = overlapping_crops(image, geometry.crop, stride, iou_range, generator)
     flip1, flip2 = torch.rand(2, generator=generator) < 0.5
     return {
@@ -109,18 +108,6 @@ def counterparts(box: Tensor, other_box: Tensor, height: int, width: int, cell: 
     first = torch.arange(len(box), device=box.device).view(-1, 1, 1) * (height * width)
     index = first + (y - y0 + other_y0) * width + (x - x0 + other_x0)
     return torch.where(valid, index, 0).flatten(), valid.flatten()
-
-
-def _padded(image: Tensor, size: int) -> Tensor:
-    below, right = max(0, size - image.shape[-2]), max(0, size - image.shape[-1])
-    if not below and not right:
-        return image
-    padded = pad(image, (0, right, 0, below))
-    if image.dtype == torch.uint8 and len(image) == len(PADDING):
-        colour = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None]
-        padded[:, image.shape[-2] :] = colour
-        padded[:, :, image.shape[-1] :] = colour
-    return padded
 
 
 def _offset(first: int, drawn: int, stride: int) -> int:

@@ -67,9 +67,10 @@ def test_an_image_cut_off_anywhere_is_refused_in_one_line(tmp_path: Path, name: 
     tail = 20  # check sums and the end marker: without them every pixel is still there
     for length in range(0, len(whole) - tail, 5):
         (tmp_path / name).write_bytes(whole[:length])
-        with pytest.raises(UserError, match=f"{name}: unreadable image") as refusal:
-            decode_image(tmp_path / name)
-        assert "\n" not in str(refusal.value)
+        for read in (decode_image, read_image):
+            with pytest.raises(UserError, match=f"{name}: unreadable image") as refusal:
+                read(tmp_path / name)
+            assert "\n" not in str(refusal.value)
 
 
 def test_a_broken_mask_and_an_absent_file_are_named(tmp_path: Path) -> None:
@@ -77,4 +78,4 @@ def test_a_broken_mask_and_an_absent_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mask\.png: unreadable mask"):
         decode_mask(tmp_path / "mask.png", (2, 3), 3)
     with pytest.raises(UserError, match=r"none\.jpg: unreadable image \(No such file or directory\)"):
-        decode_image(tmp_path / "none.jpg")
+        read_image(tmp_path / "none.jpg")

@@ -3,9 +3,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.config import Geometry
-from semiseg.data.geometry import PADDING, pad_to, random_scale_crop_flip, resize_long_side
+from semiseg.data.geometry import (
+    PADDING,
+    pad_image,
+    pad_mask,
+    random_scale_crop_flip,
+    resize_image,
+    resize_mask,
+)
 
 
 def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -19,7 +27,8 @@ def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
     ("height", "width", "size"), [(30, 40, (15, 20)), (40, 30, (20, 15)), (7, 20, (7, 20))]
 )
 def test_the_long_side_is_as_asked_and_the_shape_kept(height: int, width: int, size: tuple[int, int]) -> None:
-    image, mask = resize_long_side(*pair(height, width), 20)
+    image, mask = pair(height, width)
+    image, mask = resize_image(image, 20), resize_mask(mask, 20)
     assert image.shape == (3, *size)
     assert mask.shape == size
     assert image.dtype == mask.dtype == torch.uint8
@@ -28,7 +37,7 @@ def test_the_long_side_is_as_asked_and_the_shape_kept(height: int, width: int, s
 def test_image_and_mask_are_scaled_about_the_same_points() -> None:
     # A ramp: the mean of four neighbours lies at their centre, where the nearest mask pixel is taken from.
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1) * 2
-    image, mask = resize_long_side(ramp.expand(3, -1, -1), ramp, 16)
+    image, mask = resize_image(ramp.expand(3, -1, -1), 16), resize_mask(ramp, 16)
     difference = image[0, :, 2:-2].int() - mask[:, 2:-2].int()
     assert difference.abs().max() <= 1  # half a pixel of the ramp; a corner would be 3 away
 
@@ -36,11 +45,24 @@ def test_image_and_mask_are_scaled_about_the_same_points() -> None:
 def test_a_mask_is_never_mixed() -> None:
     mask = torch.tensor([[0, 2], [255, 2]], dtype=torch.uint8).repeat(10, 10)
     for side in (7, 13, 20, 33):
-        assert set(resize_long_side(mask.expand(3, -1, -1), mask, side)[1].unique().tolist()) <= {0, 2, 255}
+        assert set(resize_mask(mask, side).unique().tolist()) <= {0, 2, 255}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(0, 50), st.integers(0, 50))
+def test_a_window_of_a_mask_is_cut_from_what_torchvision_resizes(
+    height: int, width: int, long_side: int, top: int, left: int
+) -> None:
+    mask = torch.randint(256, (height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    size = list(resize_image(mask.expand(3, -1, -1), long_side).shape[-2:])
+    whole = resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
+    window = slice(top, top + 40), slice(left, left + 40)
+    assert torch.equal(resize_mask(mask, long_side), whole)
+    assert torch.equal(resize_mask(mask, long_side, window), whole[window])
 
 
 def test_padding_is_the_mean_colour_and_255() -> None:
-    image, mask = pad_to(*pair(3, 5), 4, 7)
+    image, mask = (pad(each, 4, 7) for pad, each in zip((pad_image, pad_mask), pair(3, 5), strict=True))
     assert tuple(round(255 * mean) for mean in (0.485, 0.456, 0.406)) == PADDING
     assert torch.equal(image[:, :3, :5], pair(3, 5)[0])
     assert torch.equal(mask[:3, :5], pair(3, 5)[1])
@@ -48,6 +70,24 @@ def test_padding_is_the_mean_colour_and_255() -> None:
     outside[:3, :5] = False
     assert set(mask[outside].tolist()) == {255}
     assert {tuple(pixel) for pixel in image[:, outside].T.tolist()} == {PADDING}
+    assert pad_image(torch.ones(2, 3, 5), 3, 6)[:, :, 5].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert pad_image(image, 2, 7) is image
+
+
+def test_padding_after_the_crop_is_cropping_the_padded() -> None:
+    """What a crop of the padded whole shows, and where it lies, for images smaller and larger than it."""
+    for seed, (height, width) in enumerate([(10, 40), (40, 10), (10, 12), (40, 40)] * 8):
+        image, mask = pair(height, width)
+        geometry = Geometry(max(height, width), (1.0, 1.0), 24)
+        view, labels = random_scale_crop_flip(image, mask, geometry, torch.Generator().manual_seed(seed))
+        whole, whole_mask = pad_image(image, 24, 24), pad_mask(mask, 24, 24)
+        windows = [
+            (whole[:, top : top + 24, left : left + 24], whole_mask[top : top + 24, left : left + 24])
+            for top in range(whole.shape[-2] - 23)
+            for left in range(whole.shape[-1] - 23)
+        ]
+        windows += [(shown.flip(-1), its_mask.flip(-1)) for shown, its_mask in windows]
+        assert any(torch.equal(view, shown) and torch.equal(labels, its) for shown, its in windows)
 
 
 @settings(max_examples=60, deadline=None)
