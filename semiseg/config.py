@@ -210,6 +210,7 @@ class Grid:
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
     beside: tuple[str, ...] = ()  # recipes that other grids run on these splits and seeds: first in the table
+    waterfall: tuple[str, ...] = ()  # rows in the order in which each adds a part to the one before
     gpus: int | None = None  # that train each of its runs together, unless the recipe says
 
     def __post_init__(self) -> None:
@@ -221,7 +222,18 @@ class Grid:
             raise ValueError(f"beside: {list(self.beside)}: a recipe stands twice, or among the grid's own")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds: {min(self.seeds)} is negative")
+        self._check_waterfall()
         _check_gpus(self.gpus)
+
+    def _check_waterfall(self) -> None:
+        chain = self.waterfall
+        if len(chain) == 1 or len(set(chain)) < len(chain):
+            raise ValueError(f"waterfall: {list(chain)} must name at least two recipes, and none twice")
+        for recipe in chain:
+            if recipe not in self.rows:
+                raise ValueError(
+                    f"waterfall: '{recipe}' is no row of the table; its rows are {', '.join(self.rows)}"
+                )
 
     def holds(self, run: paths.Run) -> bool:
         return run.recipe in self.recipes and run.split in self.splits and run.seed in self.seeds

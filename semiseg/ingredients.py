@@ -74,7 +74,9 @@ def evaluate(params: Params, run: paths.Run) -> dict[str, Any]:
 
 def tables(params: Params, grid: str) -> dict[str, Any]:
     """Of a grid's table."""
-    return _of("tables", _grid(params, grid), [])
+    numbers = _grid(params, grid)
+    del numbers["waterfall"]  # it is drawn
+    return _of("tables", numbers, [])
 
 
 def report(params: Params, grid: str) -> dict[str, Any]:

@@ -98,6 +98,17 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
         ("grids.demo.beside", ["cmb"], "grids: demo: beside: no grid runs cmb/shapes-1_8/0"),
         ("grids.demo.beside", ["supervised"], "beside: ['supervised']: a recipe stands twice, or among"),
         (
+            "grids.demo.waterfall",
+            ["supervised"],
+            "grids: demo: waterfall: ['supervised'] must name at least two",
+        ),
+        ("grids.demo.waterfall", ["supervised"] * 2, "at least two recipes, and none twice"),
+        (
+            "grids.demo.waterfall",
+            ["supervised", "cmb"],
+            "waterfall: 'cmb' is no row of the table; its rows are",
+        ),
+        (
             "grids.again",
             {"title": "Again", "recipes": ["supervised"], "splits": ["shapes-1_8"], "seeds": [1]},
             "again and demo both run supervised/shapes-1_8/1; name supervised under beside in one of them",

@@ -99,6 +99,14 @@ def test_a_run_does_not_depend_on_the_memory_for_its_images(params: config.Param
     assert ingredients.train(dataclasses.replace(params, protocols=protocols), run) == before
 
 
+def test_a_waterfall_decides_the_figures_of_its_grid_and_nothing_else(params: config.Params) -> None:
+    name = "camvid-cmb-losses"
+    turned = dataclasses.replace(params.grids[name], waterfall=params.grids[name].waterfall[::-1])
+    other = dataclasses.replace(params, grids={**params.grids, name: turned})
+    before, after = (dict(ingredients.everything(each)) for each in (params, other))
+    assert {file for file in before if before[file] != after[file]} == {Path("report", f"{name}.json")}
+
+
 def test_a_split_does_not_depend_on_the_protocol(params: config.Params) -> None:
     moved = dataclasses.replace(params.splits["camvid-1_8"], protocol="demo")
     other = dataclasses.replace(params, splits={**params.splits, "camvid-1_8": moved})

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from semiseg.config import Params
 from semiseg.paths import RESULTS
-from semiseg.report import ablation, confusion, panel, sheet, training
+from semiseg.report import ablation, confusion, panel, sheet, training, waterfall
 from semiseg.report.collect import BASELINE, Results, last, share, summarise
 from semiseg.report.style import NARROWEST, STYLE, look, save
 
@@ -286,6 +286,13 @@ KINDS = (  # in the order of the page
         "Variants of a method: mIoU at the last step minus the method's own on the same seeds; mean, "
         "standard deviation, number of seeds.",
         ablation.draw,
+    ),
+    Kind(
+        "waterfall",
+        "A method built up part by part: mIoU at the last step, from one recipe to the next, on the seeds "
+        "that all of them share; change in points, its standard deviation, number of seeds.",
+        waterfall.draw,
+        waterfall.lacking,
     ),
     Kind("classes", "IoU of each class at the last step: mean over seeds.", classes),
     Kind(
