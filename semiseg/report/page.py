@@ -22,7 +22,7 @@ from semiseg.files import write_text
 from semiseg.paths import RESULTS, Run
 from semiseg.record import Record
 from semiseg.report import figures, papers, published, tables
-from semiseg.report.collect import Results, best, collect, command, last
+from semiseg.report.collect import Results, best, collect, last
 from semiseg.report.figures import Kind
 from semiseg.report.papers import Paper
 
@@ -69,27 +69,26 @@ def write(params: Params) -> list[str]:
 
 
 def render(params: Params) -> tuple[str, list[str]]:
-    """The page's text, and a line for each grid that it cannot show."""
-    sections, idle, refused = [], [], []
+    """The page's text, and a line for each grid that it cannot show.
+
+    A section for every table; those without a run are folded, behind the others.
+    """
+    sections: list[Mapping[str, Any]] = []
+    refused = []
     reference = published.load()
     for name, grid in params.grids.items():
         if name in reference.tables:
             continue
         try:
-            results = collect(params, name)
+            sections.append(_section(collect(params, name)))
         except UserError as error:
             refused.append({"title": grid.title, "reason": str(error)})
-            continue
-        if results.published or any(run in results.records for run in grid.runs()):
-            sections.append(_section(results))
-        else:
-            runs = tables.runs_of(len(grid.runs()))
-            idle.append({"title": grid.title, "runs": runs, "command": command(name)})
     for name, table in reference.tables.items():
         try:
             sections.append(_paper(papers.collect(params, name)))
         except UserError as error:
             refused.append({"title": table.title, "reason": str(error)})
+    sections.sort(key=lambda section: not section["begun"])  # results first
     environment = Environment(
         loader=PackageLoader("semiseg.report", "."),
         autoescape=True,
@@ -97,21 +96,23 @@ def render(params: Params) -> tuple[str, list[str]]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"marks": _marks, "brief": _brief}
-    page = environment.get_template("page.html.j2").render(sections=sections, idle=idle, refused=refused)
+    page = environment.get_template("page.html.j2").render(sections=sections, refused=refused)
     return page, [f"{each['title']}: {each['reason']}" for each in refused]
 
 
 def _section(results: Results) -> Mapping[str, Any]:
+    evidence = _evidence(results.name, results.grid.title, results.grid.runs(), results.records)
+    begun = evidence["begun"]
     return {
         "title": results.grid.title,
         "headline": tables.headline(results),
         "last": tables.layout(results, last),
         "dense": False,
-        "best": tables.layout(results, best),
+        "best": tables.layout(results, best) if begun else None,
         "warning": tables.warning(results),
         "missing": tables.missing(results),
-        "notes": [*tables.notes(results), *figures.lacking(results)],
-        **_evidence(results.name, results.grid.title, results.grid.runs(), results.records),
+        "notes": [*tables.notes(results), *(figures.lacking(results) if begun else ())],
+        **evidence,
     }
 
 
@@ -131,12 +132,14 @@ def _paper(paper: Paper) -> Mapping[str, Any]:
 def _evidence(
     name: str, title: str, wanted: Sequence[Run], records: Mapping[Run, Record]
 ) -> Mapping[str, Any]:
-    """What a table rests on: its figures and runs, and how many of those ``wanted`` are there."""
+    """What a table rests on: its runs, how many of those ``wanted`` are there, and with any its figures."""
     recipes = ", ".join(dict.fromkeys(run.recipe for run in records))
+    done = sum(run in records for run in wanted)
     return {
         "name": name,
-        "progress": f"{sum(run in records for run in wanted)} of {tables.runs_of(len(wanted))}",
-        "figures": [_figure(kind, path, title, recipes) for kind, path in figures.shown(name)],
+        "begun": done > 0,
+        "progress": f"{done} of {tables.runs_of(len(wanted))}",
+        "figures": [_figure(kind, path, title, recipes) for kind, path in figures.shown(name) if done],
         "columns": COLUMNS,
         "runs": [_row(record) for record in records.values()],
         "cost": cost(list(records.values())),

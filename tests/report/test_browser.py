@@ -45,6 +45,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             record.write(counted, run.metrics)
         for grid in ("main", "ablation"):
             figures.write(collect(params, grid))
+        idle = dataclasses.replace(params.grids["main"], title="Not run", seeds=(7, 8))
+        params = dataclasses.replace(params, grids={**params.grids, "idle": idle})
         assert page.write(params) == []
         yield page.PAGE.absolute()
 
@@ -113,8 +115,12 @@ def test_a_click_sorts_a_table_and_another_turns_it(opened: Page) -> None:
     assert column(opened, "recipe") == ["cmb", "dcc", "supervised"]
 
 
-def test_a_link_leads_to_its_table(opened: Page) -> None:
-    opened.locator("nav a").last.click()
-    name = opened.evaluate("location.hash.slice(1)")
+@pytest.mark.parametrize("name", ["ablation", "idle"])
+def test_a_link_leads_to_its_table(opened: Page, name: str) -> None:
+    opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = false)")
+    table = opened.locator(f"[id='{name}'] table").first
+    assert table.is_visible() == (name != "idle")  # it is folded: nothing of it was run
+    opened.locator(f"nav a[href='#{name}']").click()
+    table.wait_for(state="visible")
     top = opened.locator(f"[id='{name}']").evaluate("each => each.getBoundingClientRect().top")
     assert top < 900

@@ -1,7 +1,6 @@
 """The report page: complete, self-contained, the same for the same records."""
 
 import re
-import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from semiseg.config import Params
-from semiseg.paths import Run
 from semiseg.record import Record
 from semiseg.report import figures, page
 from semiseg.report.collect import collect
@@ -69,21 +67,22 @@ def test_page_is_well_formed_and_asks_no_host(written: str) -> None:
     assert not re.search(r"https?://|@import|url\(", written)
 
 
-def test_page_has_a_section_for_what_was_run_and_a_command_for_the_rest(written: str) -> None:
+def test_page_has_a_section_for_what_was_run_and_one_for_the_rest(written: str) -> None:
     read = Reader(written)
-    assert read.text["h2"] == ["Shapes, all of them", "Nothing run yet"]
+    assert read.text["h2"] == ["Shapes, all of them", "Without attention"]
     assert "snakemake ablation --cores 8 --resources gpu=4" in read.text["code"]
     assert {"55.0 ± 7.1 (2)", "60.0 ± 7.1 (2)", "+5.0 ± 0.0"} <= set(read.text["td"])
-    assert "4 of 18 runs" in read.text["span"]
+    assert {"4 of 18 runs", "0 of 2 runs"} <= set(read.text["span"])
 
 
 def test_page_names_the_origin_of_every_run(written: str) -> None:
     read = Reader(written)
     cells = read.text["td"]
-    assert [cells.count(figure) for figure in ("50.00", "60.00", "55.00", "65.00")] == [2, 2, 2, 2]
-    assert read.text["code"].count("abcdef012345-modified") == 2
+    # Last and best, in its own section and in the one where it stands beside
+    assert [cells.count(figure) for figure in ("50.00", "60.00", "55.00", "65.00")] == [4, 4, 4, 4]
+    assert read.text["code"].count("abcdef012345-modified") == 4
     assert "abcdef012345" + "6" * 28 + "-modified" in written
-    assert cells.count("90.0") == 4  # minutes
+    assert cells.count("90.0") == 8  # minutes
 
 
 def test_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
@@ -96,7 +95,7 @@ def test_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
         "Training: 2.50 GPU-hours (2 runs), 2.00 CPU hours (1 run); at most 12,346 MiB of GPU memory a run."
     )
     assert said in read.text["li"]
-    assert read.text["td"].count("1.25") == 2
+    assert read.text["td"].count("1.25") == 4  # two runs in two sections
     assert "results/runs/cmb/shapes-1_8/1/metrics.json" in read.text["td"]
 
 
@@ -115,11 +114,31 @@ def test_same_records_same_page(written: str, params: Params) -> None:
     assert str(Path.cwd()) not in written
 
 
-def test_page_without_a_single_run(params: Params) -> None:
+def test_without_a_single_run_every_table_is_there_and_says_what_is_missing(params: Params) -> None:
     assert page.write(params) == []
-    read = Reader(Path("results/report.html").read_text())
-    assert read.text["h2"] == ["Nothing run yet"]
-    assert len([code for code in read.text["code"] if code.startswith("snakemake ")]) == 2
+    text = Path("results/report.html").read_text()
+    read = Reader(text)
+    assert read.open == []
+    assert read.text["h2"] == [grid.title for grid in params.grids.values()]
+    assert set(params.grids) <= set(read.ids)
+    assert text.count('<table class="sortable">') == 2  # nothing was best on validation, either
+    assert text.count("<td></td>") + text.count('<td class="gain"></td>') == 3 * 4 + 4 * 2
+    assert read.text["summary"].count("Best on validation") == 0
+    assert read.images == []
+    missing = [line for line in read.text["li"] if line.startswith(("18 runs: ", "2 runs: ", "6 runs: "))]
+    assert len(missing) == 3  # of the ablation, its own and those beside it
+    commands = [code for code in read.text["code"] if code.startswith("snakemake ")]
+    assert [code.split()[1] for code in commands] == ["main", "ablation", "main"]
+
+
+def test_tables_without_a_run_are_folded_behind_the_others(params: Params, finish: Finish) -> None:
+    finish("cmb-no_attention", "shapes-1_8", 0, 0.5)
+    page.write(params)
+    text = Path("results/report.html").read_text()
+    (folded,) = re.findall(r'<section id="(\w+)" class="folded">\s*<details>', text)
+    assert folded == "main"
+    assert text.index('<section id="ablation">') < text.index('<section id="main"')
+    assert text.count("Best on validation</summary>") == 1
 
 
 def test_a_stale_grid_is_named_and_does_not_hide_the_others(params: Params, finish: Finish) -> None:
@@ -129,6 +148,7 @@ def test_a_stale_grid_is_named_and_does_not_hide_the_others(params: Params, fini
     assert refused.startswith("Without attention: results/runs/cmb-no_attention/shapes-1_8/0/metrics.json")
     read = Reader(Path("results/report.html").read_text())
     assert read.text["h2"] == ["Shapes, all of them", "Not shown"]
+    assert "0 of 2 runs" not in read.text["span"]  # what cannot be read is not said to be missing
 
 
 def test_text_from_records_is_escaped(params: Params, finish: Finish) -> None:
@@ -140,16 +160,15 @@ def test_text_from_records_is_escaped(params: Params, finish: Finish) -> None:
     Reader(text)
 
 
-def test_a_run_that_only_stands_beside_does_not_make_a_section(params: Params, finish: Finish) -> None:
+def test_a_run_that_only_stands_beside_does_not_unfold_a_section(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.5)
+    figures.write(collect(params, "ablation"))
     page.write(params)
-    headings = Reader(Path("results/report.html").read_text()).text["h2"]
-    assert headings == ["Shapes, all of them", "Nothing run yet"]
-    shutil.rmtree(Run("supervised", "shapes-1_8", 0).metrics.parent)
-    finish("cmb-no_attention", "shapes-1_8", 0, 0.5)
-    page.write(params)
-    headings = Reader(Path("results/report.html").read_text()).text["h2"]
-    assert headings == ["Without attention", "Nothing run yet"]
+    text = Path("results/report.html").read_text()
+    assert re.findall(r'<section id="(\w+)" class="folded">', text) == ["ablation"]
+    read = Reader(text)
+    assert read.images == []  # of a method that is another table's
+    assert "50.0 (1)" in read.text["td"][read.text["td"].index("50.0 (1)") + 1 :]  # in either table
 
 
 def test_a_papers_table_is_a_section_with_nothing_run(params: Params, printed: Path) -> None:
