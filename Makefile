@@ -32,9 +32,10 @@ test: .venv/.ready
 slurm-test: .venv/.ready
 	python -m tests.slurm
 
-# make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take.
+# make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take. With MEASURE=1 some
+# steps are trained where no finished run is like it.
 plan: .venv/.ready
-	@python pipeline/plan.py $(or $(GRID),$(error Which grid? make plan GRID=camvid))
+	@python pipeline/plan.py $(or $(GRID),$(error Which grid? make plan GRID=camvid)) $(if $(MEASURE),--measure)
 
 # make verify, or make verify DATASET="voc camvid": read prepared datasets again, file by file.
 DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))

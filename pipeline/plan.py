@@ -1,6 +1,7 @@
 """Say what a grid will take before it is run: python pipeline/plan.py <grid>.
 
 Its runs, those that are done, and the hours and disk of those that are left, estimated from finished runs.
+With --measure some steps are trained, here and now, of what no finished run is like.
 """
 
 import argparse
@@ -16,7 +17,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", help="a grid of params.yaml")
-    print(plan.terminal(collect(config.load(), parser.parse_args().grid)))
+    parser.add_argument(
+        "--measure", action="store_true", help="train some steps of what no finished run is like"
+    )
+    arguments = parser.parse_args()
+    results, measured = collect(config.load(), arguments.grid), plan.NOTHING
+    if arguments.measure:
+        from semiseg import throughput  # imports torch, for which a plan by finished runs need not wait
+
+        measured = throughput.measured(plan.without_estimate(results))
+    print(plan.terminal(results, measured))
 
 
 if __name__ == "__main__":

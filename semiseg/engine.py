@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from semiseg.errors import EXIT_INTERRUPTED, UserError
 from semiseg.evaluate import confusion
 from semiseg.files import remove_leftovers
 from semiseg.history import Diverged, History
-from semiseg.method import Labelled, Method, Task, Unlabelled
+from semiseg.method import Labelled, Logs, Method, Task, Unlabelled
 from semiseg.metrics import mean_iou, true_negatives
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
@@ -99,16 +99,8 @@ def _steps(session: "Session") -> None:
         step = state.step
         rate = set_learning_rate(optimiser, protocol.optimiser, step / protocol.steps)
         seed_everything(session.config.run.seed, step)
-        with session.enough_memory_for_a_step():
-            with torch.autocast(session.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-                loss, logs = session.model(labelled, unlabelled, step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if protocol.optimiser.clip_norm is not None:
-                nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
-            optimiser.step()
-            learner.after_step(step)
-        history.add(step, {"loss": loss.detach(), **logs})
+        loss, logs = learn(session.config, learner, session.model, optimiser, labelled, unlabelled, step)
+        history.add(step, {"loss": loss, **logs})
 
         state.step += 1
         validate = session.is_validation_due()
@@ -120,6 +112,48 @@ def _steps(session: "Session") -> None:
         if session.is_save_due():
             session.save()
         tick = time.perf_counter()
+
+
+def learn(
+    config: RunConfig,
+    learner: Method,
+    model: nn.Module,
+    optimiser: torch.optim.SGD,
+    labelled: Labelled,
+    unlabelled: Unlabelled | None,
+    step: int,
+) -> tuple[Tensor, Logs]:
+    """Train ``learner`` on the batch of one step; ``model`` is it, or around it what averages its gradients.
+
+    Returns the loss and what to log of it, detached. Raises UserError for too small a GPU.
+    """
+    protocol = config.protocol
+    with enough_memory_for_a_step(config, unlabelled is not None):
+        with torch.autocast(
+            labelled.images.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"
+        ):
+            loss, logs = model(labelled, unlabelled, step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if protocol.optimiser.clip_norm is not None:
+            nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
+        optimiser.step()
+        learner.after_step(step)
+    return loss.detach(), logs
+
+
+def enough_memory_for_a_step(config: RunConfig, unlabelled: bool) -> AbstractContextManager[None]:
+    """Refuse a step that the GPU cannot hold, naming what makes it smaller."""
+    protocol = config.protocol
+    batch = f"{protocol.labelled_batch} labelled"
+    if unlabelled:
+        batch += f" and {protocol.unlabelled_batch} unlabelled"
+    what = f"{config.run}: a step of {batch} crops of {protocol.geometry.crop} pixels"
+    return enough_memory(
+        f"{what} in {protocol.precision}",
+        f"in protocols: {config.split.protocol}, lower labelled_batch, unlabelled_batch or crop, "
+        "or set precision: bf16",
+    )
 
 
 class Session:
@@ -138,21 +172,13 @@ class Session:
             saved = checkpoint.load(config.run.checkpoints, config.digest())
 
         seed_everything(config.run.seed, -1)
-        student = build(protocol.network, len(config.dataset.classes))
         task = Task(protocol.steps, len(split.labelled), config.dataset.background, len(split.unlabelled))
-        self.learner = method.build(config.method, student, self._options, task)
-        synchronise(self.learner, device)
-        self.learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.learner = new_learner(config, self._options, task, device)
         self.optimiser = sgd(self.learner, protocol.optimiser)
         self.state = saved or Checkpoint(config.digest(), 0, {}, {}, [], -1.0, 0, {}, provenance.now(), 0.0)
         if saved:
             self.learner.load_state_dict(saved.method)
             self.optimiser.load_state_dict(saved.optimiser)
-        if protocol.compile:
-            for network in networks(self.learner).values():
-                network.backbone.compile()
-                network.decoder.compile()
-        self.learner.train()
         self.model = distributed.replicated(self.learner)  # takes the steps
         self.history = History(
             config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history,
@@ -207,29 +233,14 @@ class Session:
             protocol.unlabelled_batch, seed, first, last, protocol.workers,
         )  # fmt: skip
         for (images, masks), views in zip(labelled, unlabelled, strict=True):
-            yield self._labelled(images, masks), {name: self._to_device(view) for name, view in views.items()}
+            yield (
+                self._labelled(images, masks),
+                {name: to_device(view, self.device) for name, view in views.items()},
+            )
 
     def _labelled(self, images: Tensor, masks: Tensor) -> Labelled:
-        return Labelled(self._to_device(images), masks.to(self.device, torch.int64, non_blocking=True))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(self.device, non_blocking=True)
-        if tensor.dtype == torch.uint8 and tensor.ndim == 4:
-            tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
-        return tensor
-
-    def enough_memory_for_a_step(self) -> AbstractContextManager[None]:
-        """Refuse a step that the GPU cannot hold, naming what makes it smaller."""
-        protocol = self.config.protocol
-        batch = f"{protocol.labelled_batch} labelled"
-        if self._view is not None:
-            batch += f" and {protocol.unlabelled_batch} unlabelled"
-        what = f"{self.config.run}: a step of {batch} crops of {protocol.geometry.crop} pixels"
-        return enough_memory(
-            f"{what} in {protocol.precision}",
-            f"in protocols: {self.config.split.protocol}, lower labelled_batch, unlabelled_batch or crop, "
-            "or set precision: bf16",
-        )
+        images = to_device(images, self.device)
+        return Labelled(images, masks.to(self.device, torch.int64, non_blocking=True))
 
     def is_validation_due(self) -> bool:
         """Whether the networks of this step are to be scored and have not been."""
@@ -323,6 +334,31 @@ class Session:
             "peak_memory_mib": peak,
         }
         checkpoint.write(model, self.config.run.artefacts / "model.pt")
+
+
+def new_learner(config: RunConfig, options: Any, task: Task, device: torch.device) -> Method:
+    """The run's method around its network, in training mode on ``device``, from torch's default generator.
+
+    ``options``: the method's Config. Raises what ``build`` does.
+    """
+    student = build(config.protocol.network, len(config.dataset.classes))
+    learner = method.build(config.method, student, options, task)
+    synchronise(learner, device)
+    learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.protocol.compile:
+        for network in networks(learner).values():
+            network.backbone.compile()
+            network.decoder.compile()
+    learner.train()
+    return learner
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; of images (B, 3, H, W) uint8, float32 in [0, 1]."""
+    tensor = tensor.to(device, non_blocking=True)
+    if tensor.dtype == torch.uint8 and tensor.ndim == 4:
+        tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return tensor
 
 
 def networks(learner: Method) -> dict[str, SegmentationNetwork]:

@@ -1,4 +1,4 @@
-"""What the rest of a grid will take, and which finished runs that rests on; without any, it cannot tell."""
+"""What the rest of a grid will take, and on what that rests: finished runs, or steps that were measured."""
 
 import json
 import math
@@ -36,7 +36,11 @@ class Estimate:
 
     seconds: float  # of training steps on one device; validation and scoring come on top
     size: float | None  # bytes under runs/; None where no run that it rests on lies on this machine
-    basis: str  # "2 runs of cmb on camvid, NVIDIA H100"
+    basis: str  # "2 runs of cmb on camvid, NVIDIA H100"; or what was measured
+
+
+Measured = Mapping[tuple[str, str], Estimate]  # by recipe and protocol
+NOTHING: Measured = {}
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,11 @@ class Line:
     split: str
     done: int
     left: tuple[Run, ...]
-    estimate: Estimate | None  # None without a finished run to judge by, or with nothing left
+    estimate: Estimate | None  # None without anything to judge by, or with nothing left
 
 
-def lines(results: Results) -> list[Line]:
-    """Of every cell of the grid's table, in its order."""
+def lines(results: Results, measured: Measured = NOTHING) -> list[Line]:
+    """Of every cell of the grid's table, in its order; ``measured`` is for what no run is like."""
     finished = _finished()
     missing = [run for runs in results.missing().values() for run in runs]
     found = []
@@ -60,9 +64,20 @@ def lines(results: Results) -> list[Line]:
             done = len(results.runs(recipe, split))
             left = tuple(run for run in missing if (run.recipe, run.split) == (recipe, split))
             if done or left:
-                guess = estimate(results.params.run(left[0]), finished) if left else None
+                protocol = results.params.splits[split].protocol
+                guess = None
+                if left:
+                    guess = estimate(results.params.run(left[0]), finished)
+                    guess = guess or measured.get((recipe, protocol))
                 found.append(Line(recipe, split, done, left, guess))
     return found
+
+
+def without_estimate(results: Results) -> list[RunConfig]:
+    """A run for each recipe and protocol that has runs left and no finished one like them."""
+    runs = [line.left[0] for line in lines(results) if line.left and line.estimate is None]
+    configs = [results.params.run(run) for run in reversed(runs)]  # so that of a pair the first run stays
+    return list({(each.run.recipe, each.split.protocol): each for each in configs}.values())[::-1]
 
 
 def _finished() -> list[Record]:
@@ -141,9 +156,9 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def terminal(results: Results) -> str:
+def terminal(results: Results, measured: Measured = NOTHING) -> str:
     """The plan for a terminal."""
-    plan = lines(results)
+    plan = lines(results, measured)
     rows = [
         (
             line.recipe,
@@ -185,6 +200,8 @@ def totals(results: Results, plan: Sequence[Line]) -> list[str]:
         + (" GiB under runs/, and a checkpoint for each run under way." if sized else "")
         + f" Free here: {shutil.disk_usage('.').free / 2**30:.1f} GiB."
     )
+    if any(line.left and line.estimate is None for line in plan):
+        said.append(f"Measure some steps for an estimate: python pipeline/plan.py {results.name} --measure")
     return [*said, *(f"Run {command(grid)}" for grid in results.missing())]
 
 

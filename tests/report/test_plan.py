@@ -45,7 +45,33 @@ def test_nothing_run_is_no_estimate_and_says_so(params: Params) -> None:
     assert "Runs: 0 done, 18 left." in text
     assert "Time: cannot be estimated" in text
     assert "Disk: cannot be estimated" in text
+    assert "Measure some steps for an estimate: python pipeline/plan.py main --measure" in text
     assert "Run snakemake main --cores 8" in text
+
+
+def test_what_was_measured_stands_where_no_finished_run_is_like_it(
+    params: Params, took: Callable[..., Record]
+) -> None:
+    results = collect(params, "main")
+    configs = plan.without_estimate(results)
+    assert [str(each.run) for each in configs] == [f"{recipe}/shapes-1_8/0" for recipe in results.recipes]
+    measured = {("cmb", "small"): plan.Estimate(3600.0, 2.0**30, "5 steps")}
+    text = plan.terminal(results, measured)
+    # Six runs of cmb, of an hour and a GiB each; of the two others nothing is known
+    assert "Time (6 of 18 runs): 6.0 device-hours" in text
+    assert "Disk (6 of 18 runs): 6.00 GiB" in text
+    assert "plan.py main --measure" in text
+    whole = {(recipe, "small"): measured["cmb", "small"] for recipe in results.recipes}
+    assert "--measure" not in plan.terminal(results, whole)
+    for seed in (0, 1, 2):
+        took("cmb", "shapes-1_8", seed, 7200.0)
+    after = collect(params, "main")
+    assert plan.without_estimate(after) == []  # all are like cmb, on a protocol of the same speed
+    rows = {(line.recipe, line.split): line.estimate for line in plan.lines(after, measured)}
+    assert rows["cmb", "shapes-1_8"] is None  # nothing is left
+    own = rows["cmb", "shapes-full"]
+    assert own is not None
+    assert own.seconds == 7200.0  # a finished run goes before a measurement
 
 
 def test_a_record_without_its_configuration_is_no_ground_for_an_estimate(

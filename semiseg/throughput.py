@@ -1,0 +1,132 @@
+"""What a run will take, from a few of its steps on random images; reads no dataset and writes nothing."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from semiseg import method, provenance
+from semiseg.config import RunConfig
+from semiseg.data.geometry import random_scale_crop_flip
+from semiseg.device import claimed
+from semiseg.engine import learn, networks, new_learner, seed_everything, set_learning_rate, sgd, to_device
+from semiseg.method import Labelled, Method, Task, Unlabelled, View
+from semiseg.report.plan import Estimate
+from semiseg.tree import from_tree
+
+WARM_UP, STEPS = 3, 5
+LEAD = 6.0  # of a pixel's highest logit over the next: of 21 classes, a confidence of 0.95 and more
+
+
+def measured(configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
+    """An estimate for each of ``configs``, by recipe and protocol, on the device that a run would claim.
+
+    Raises UserError for too small a GPU.
+    """
+    with claimed(threads=1) as device:
+        return {(each.run.recipe, each.split.protocol): measure(each, device) for each in configs}
+
+
+def measure(config: RunConfig, device: torch.device) -> Estimate:
+    """Train the last step of a run a few times, from random weights: by then every loss takes part."""
+    print(f"measuring {config.run.recipe} under {config.split.protocol}", file=sys.stderr)
+    protocol, last = config.protocol, config.protocol.steps - 1
+    torch.set_num_threads(protocol.threads)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seed_everything(config.run.seed, -1)
+    options = from_tree(method.module(config.method).Config, config.options, "params.yaml: options")
+    view = method.views(config.method, options, protocol.geometry)
+    labelled, unlabelled = _batch(config, view, device)
+    learner = _learner(config, options, device)
+    _make_confident(learner, labelled.images)
+    optimiser = sgd(learner, protocol.optimiser)
+    set_learning_rate(optimiser, protocol.optimiser, last / protocol.steps)
+
+    def step(repetition: int) -> None:
+        seed_everything(repetition, last)
+        learn(config, learner, learner, optimiser, labelled, unlabelled, last)
+
+    seconds = _seconds(step, device)
+    images = protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
+    memory = ""
+    if device.type == "cuda":
+        memory = f" ({torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB)"
+    return Estimate(
+        seconds=protocol.steps * seconds,
+        size=2 * _size(learner),  # model.pt: at the last and at the best step
+        basis=f"{STEPS} steps of random images measured now, {images / seconds:.2f} images/s, "
+        f"{provenance.device_name(device)}{memory}; reading not included",
+    )
+
+
+def _batch(config: RunConfig, view: View | None, device: torch.device) -> tuple[Labelled, Unlabelled | None]:
+    """A step's batch of noise, cropped as the method's images are."""
+    protocol = config.protocol
+    generator = torch.Generator().manual_seed(config.run.seed)
+    # A crop is cut from an image scaled to base_size, whatever its own size; most photographs are 4:3.
+    size = (round(0.75 * protocol.geometry.base_size), protocol.geometry.base_size)
+
+    def noise(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator, dtype=torch.uint8)
+
+    pairs = [
+        random_scale_crop_flip(
+            noise(256, 3, *size), noise(len(config.dataset.classes), *size), protocol.geometry, generator
+        )
+        for _ in range(protocol.labelled_batch)
+    ]
+    images, masks = default_collate(pairs)
+    labelled = Labelled(to_device(images, device), masks.to(device, torch.int64))
+    if view is None:
+        return labelled, None
+    views = default_collate([view(noise(256, 3, *size), generator) for _ in range(protocol.unlabelled_batch)])
+    return labelled, {name: to_device(each, device) for name, each in views.items()}
+
+
+def _learner(config: RunConfig, options: object, device: torch.device) -> Method:
+    """With random weights, which need no file, and a split as large as a batch: its size costs no time."""
+    protocol = config.protocol
+    network = dataclasses.replace(protocol.network, weights="none")
+    config = dataclasses.replace(config, protocol=dataclasses.replace(protocol, network=network))
+    task = Task(protocol.steps, protocol.labelled_batch, config.dataset.background, protocol.unlabelled_batch)
+    return new_learner(config, options, task, device)
+
+
+@torch.no_grad()
+def _make_confident(learner: Method, images: Tensor) -> None:
+    """Scale the classifiers' logits until half of the pixels have the LEAD.
+
+    DCC's contrast costs what its masks select, and of a random network's predictions they select nothing.
+    """
+    for network in networks(learner).values():
+        first, second = network(images).topk(2, dim=1).values.unbind(dim=1)
+        for parameter in network.classifier.parameters():
+            parameter.mul_(LEAD / (first - second).median())
+
+
+def _seconds(step: Callable[[int], None], device: torch.device) -> float:
+    """Of a step: a mean over STEPS, behind WARM_UP others."""
+    for repetition in range(WARM_UP):
+        step(repetition)
+    began = _now(device)
+    for repetition in range(WARM_UP, WARM_UP + STEPS):
+        step(repetition)
+    return (_now(device) - began) / STEPS
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _size(learner: Method) -> int:
+    """Bytes of the scored networks' states."""
+    states = [network.state_dict() for network in networks(learner).values()]
+    return sum(tensor.nbytes for state in states for tensor in state.values())
