@@ -22,10 +22,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     results, measured = collect(config.load(), arguments.grid), plan.NOTHING
-    if arguments.measure:
+    if arguments.measure and (lacking := plan.without_estimate(results)):
         from semiseg import throughput  # imports torch, for which a plan by finished runs need not wait
 
-        measured = throughput.measured(plan.without_estimate(results))
+        measured = throughput.measured(lacking)
     print(plan.terminal(results, measured))
 
 

@@ -162,3 +162,5 @@ def test_the_stage_prints_the_plan(params: Params, took: Callable[..., Record]) 
     assert "Runs: 1 done, 17 left." in done.stdout
     assert not list(Path("results").glob("tables*"))  # it writes nothing
     assert stage("plan", "nowhere").returncode == 2
+    again = stage("plan", "main", "--measure")  # of each recipe a run is like it: there is nothing to measure
+    assert (again.stdout, again.stderr) == (done.stdout, "")
