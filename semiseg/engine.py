@@ -1,5 +1,6 @@
 """The training loop: the same steps, data and schedule for every method."""
 
+import math
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from semiseg.device import enough_memory
 from semiseg.errors import EXIT_INTERRUPTED, UserError
 from semiseg.evaluate import confusion
 from semiseg.files import remove_leftovers
-from semiseg.history import Diverged, History
+from semiseg.history import GRADIENT_NORM, Diverged, History
 from semiseg.method import Labelled, Logs, Method, Task, Unlabelled
 from semiseg.metrics import mean_iou, true_negatives
 from semiseg.models.build import build
@@ -51,7 +52,7 @@ def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: tor
 
     The caller holds the run (checkpoint.held). Of several processes that train it together, the first alone
     writes. Raises UserError for a checkpoint of another configuration or too small a GPU, Diverged for a loss
-    that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
+    or gradient that is not finite, Interrupted after SIGTERM or ctrl-C, ReaderDiedError.
     """
     run = config.run
     if distributed.first():
@@ -99,8 +100,8 @@ def _steps(session: "Session") -> None:
         step = state.step
         rate = set_learning_rate(optimiser, protocol.optimiser, step / protocol.steps)
         seed_everything(session.config.run.seed, step)
-        loss, logs = learn(session.config, learner, session.model, optimiser, labelled, unlabelled, step)
-        history.add(step, {"loss": loss, **logs})
+        logs = learn(session.config, learner, session.model, optimiser, labelled, unlabelled, step)
+        history.add(step, logs)
 
         state.step += 1
         validate = session.is_validation_due()
@@ -122,10 +123,11 @@ def learn(
     labelled: Labelled,
     unlabelled: Unlabelled | None,
     step: int,
-) -> tuple[Tensor, Logs]:
+) -> Logs:
     """Train ``learner`` on the batch of one step; ``model`` is it, or around it what averages its gradients.
 
-    Returns the loss and what to log of it, detached. Raises UserError for too small a GPU.
+    Returns what to log: the loss, the method's own logs, and the gradient's norm. Raises UserError for too
+    small a GPU.
     """
     protocol = config.protocol
     with enough_memory_for_a_step(config, unlabelled is not None):
@@ -135,11 +137,10 @@ def learn(
             loss, logs = model(labelled, unlabelled, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if protocol.optimiser.clip_norm is not None:
-            nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm)
+        norm = nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm or math.inf)
         optimiser.step()
         learner.after_step(step)
-    return loss.detach(), logs
+    return {"loss": loss.detach(), **logs, GRADIENT_NORM: norm}
 
 
 def enough_memory_for_a_step(config: RunConfig, unlabelled: bool) -> AbstractContextManager[None]:
@@ -286,7 +287,7 @@ class Session:
     def save(self) -> None:
         """Write the checkpoint, for which every process waits.
 
-        Raises Diverged rather than save a loss that is not finite.
+        Raises Diverged rather than save what a loss or gradient that is not finite has led to.
         """
         self.history.read()
         self.state.method = self.learner.state_dict()

@@ -17,11 +17,12 @@ from semiseg.errors import UserError
 from semiseg.files import written_whole
 from semiseg.method import Logs
 
+GRADIENT_NORM = "gradient_norm"  # a step's, over all parameters, before it is clipped
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
 
 class Diverged(UserError):
-    """A loss is not finite at ``step``."""
+    """A loss or the gradient is not finite at ``step``."""
 
     exit_status = 3
 
@@ -85,7 +86,7 @@ class History:
         self._bar.update()
 
     def read(self) -> None:
-        """Read what was added from the device. Raises Diverged naming the step and the loss."""
+        """Read what was added from the device. Raises Diverged naming the step and what is not finite."""
         if not self._pending:
             return
         names = list(self._pending[0][1])
@@ -138,7 +139,8 @@ class History:
         for (step, _), row in zip(self._pending, values.tolist(), strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    raise Diverged(f"{self._title}: loss '{name}' is {value} at step {step}", step)
+                    what = "the gradient's norm" if name == GRADIENT_NORM else f"loss '{name}'"
+                    raise Diverged(f"{self._title}: {what} is {value} at step {step}", step)
 
     def _tell(self, row: dict[str, float], names: list[str]) -> None:
         losses = {name: f"{row[name]:.3f}" for name in names}

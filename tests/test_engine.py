@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +165,28 @@ def test_history_holds_means_rates_and_validation(tmp_path: Path) -> None:
     assert table["val_miou_student"].isna().tolist() == [False, True]
     assert (table["images_per_second"] > 0).all()
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_the_gradient_s_norm_is_all_parameters_before_it_is_clipped(
+    mini_project: Path, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[float] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def by_hand(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
+        given = list(parameters)
+        gradients = [each.grad for each in given if each.grad is not None]
+        expected.append(math.sqrt(sum(float(each.double().square().sum()) for each in gradients)))
+        norm = clip(given, most)
+        left = math.sqrt(sum(float(each.double().square().sum()) for each in gradients))
+        assert left == pytest.approx(min(expected[-1], clip_norm or math.inf), rel=1e-2)
+        return norm
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", by_hand)
+    train(steps=2, log_every=1, optimiser=Optimiser(learning_rate=1e-3, clip_norm=clip_norm))
+    history = pd.read_csv(RUN.artefacts / "history.csv")
+    assert history["gradient_norm"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_diverging_run_leaves_no_model(mini_project: Path) -> None:

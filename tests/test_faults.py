@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from semiseg.errors import UserError
 from semiseg.evaluate import confusion
 from semiseg.history import Diverged
 from semiseg.methods import supervised
-from tests.faults import RUN, WHERE, during_step, interrupt, same, train
+from tests.faults import RUN, WHERE, during_step, edit, interrupt, same, train
 from tests.tiny import tiny_network
 
 
@@ -73,26 +74,48 @@ def test_an_image_lost_while_validating(tiny: Path) -> None:
     assert same(train(), whole)  # validated before the fourth step
 
 
-def turn_to_nan(monkeypatch: pytest.MonkeyPatch, at: int) -> dict[int, tuple]:
-    """The loss of step ``at`` is not finite; the labelled batches of all steps, which none may see twice."""
+def nan(loss: torch.Tensor) -> torch.Tensor:
+    return loss * math.nan
+
+
+def nan_backwards(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss, whose gradient is 0 times infinity."""
+    return loss + 0 * torch.sqrt(0 * loss)
+
+
+def spoil(
+    monkeypatch: pytest.MonkeyPatch, at: int, spoiled: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[int, tuple]:
+    """Spoil the loss of step ``at``; the labelled batches of all steps, which none may see twice."""
     real, given = supervised.Method.training_step, {}
 
     def training_step(self: supervised.Method, labelled: tuple, unlabelled: object, step: int) -> tuple:
         assert step not in given, "trained again"
         given[step] = labelled
         loss, logs = real(self, labelled, unlabelled, step)
-        return loss * (math.nan if step == at else 1), logs
+        return spoiled(loss) if step == at else loss, logs
 
     monkeypatch.setattr(supervised.Method, "training_step", training_step)
     return given
 
 
-def test_a_loss_that_is_not_finite_keeps_its_inputs_and_is_not_trained_to_again(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("spoiled", "what"),
+    [(nan, "loss 'loss'"), (nan_backwards, "the gradient's norm")],
+    ids=["loss", "gradient"],
+)
+@pytest.mark.parametrize("clip_norm", [None, 5.0])
+def test_a_step_that_is_not_finite_keeps_its_inputs_and_is_not_trained_to_again(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoiled: Callable[[torch.Tensor], torch.Tensor],
+    what: str,
+    clip_norm: float | None,
 ) -> None:
-    given = turn_to_nan(monkeypatch, 2)
+    edit("clip_norm: 5.0", f"clip_norm: {'null' if clip_norm is None else clip_norm}")
+    given = spoil(monkeypatch, 2, spoiled)
     kept = RUN.checkpoints / "nan-step-2.pt"
-    said = rf"loss 'loss' is nan at step 2; the step's inputs are in {kept}; lower learning_rate"
+    said = rf"{what} is nan at step 2; the step's inputs are in {kept}; lower learning_rate"
     with pytest.raises(Diverged, match=said) as raised:
         train()
     assert raised.value.exit_status == 3
@@ -107,11 +130,16 @@ def test_a_loss_that_is_not_finite_keeps_its_inputs_and_is_not_trained_to_again(
     assert not (RUN.artefacts / "model.pt").exists()
 
 
-def test_a_loss_that_is_not_finite_is_never_saved(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turn_to_nan(monkeypatch, 4)
+@pytest.mark.parametrize("spoiled", [nan, nan_backwards])
+def test_what_is_not_finite_is_never_saved(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    spoil(monkeypatch, 4, spoiled)
     with pytest.raises(Diverged, match="at step 4"):
         train(checkpoint_every=1, log_every=100, validate_every=100)
-    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 4
+    saved = checkpoint.read(RUN.checkpoints / "last.pt")
+    assert saved["step"] == 4
+    assert all(torch.isfinite(each).all() for each in saved["method"].values())
 
 
 def test_a_gpu_that_is_too_small(tiny: Path) -> None:
