@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from semiseg import paths
 from semiseg.errors import UserError
-from semiseg.files import flush_folder, written_whole
+from semiseg.files import flush_folder, write_text, written_whole
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NEXT, BROKEN = "next.pt", "broken.pt"  # one that is whole but not yet the last; one set aside
@@ -126,7 +126,9 @@ def held(run: paths.Run) -> Iterator[None]:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
         raise UserError(f"{run}: being trained by process {pid}; wait for it or stop it") from None
     try:
-        holder.write_text(f"{os.getpid()}\n")
+        write_text(
+            holder, f"{os.getpid()}\n"
+        )  # whole, and in place of what a killed run of another user left
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """One device for one run, or several.
 
 Engines only count GPUs, they hand none out: a run claims its own with a file lock, before CUDA starts. The
-lock goes with the process, however that ends. SLURM does hand GPUs out: a job's only one is used as it is,
-and several are shared among the job's own runs.
+lock goes with the process, however that ends. It bears the GPU's UUID, for one run may name it by that and
+another by its index. SLURM does hand GPUs out: a job's only one is used as it is, and several are shared
+among the job's own runs.
 
 With ``SEMISEG_DEVICE=cpu`` a run holds its GPU and computes on the CPU, to try a scheduler without CUDA.
 """
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from semiseg.errors import UserError
 
 POLL_SECONDS = 1.0
 COMPUTE_ON = "SEMISEG_DEVICE"
+# Indices count as nvidia-smi does; CUDA's own order begins with the fastest.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def claimed(threads: int) -> Iterator[torch.device]:
     if job is not None and len(ids) == 1:
         yield _device(ids[0])
         return
-    lock, gpu = _claim(ids, _lock_folder(), prefix=f"slurm-{job}-" if job is not None else "")
+    lock, gpu = _claim(_by_uuid(ids), _lock_folder(), prefix=f"slurm-{job}-" if job is not None else "")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         yield _device(gpu)
@@ -57,11 +60,11 @@ def claimed_together(count: int) -> Iterator[None]:
     One run at a time collects several, so no two wait for each other's. Raises UserError where there are
     fewer.
     """
-    ids = visible_gpus()
-    if len(ids) < count:
-        there = ", ".join(ids) or "none"
+    gpus = _by_uuid(visible_gpus())
+    if len(gpus) < count:
+        there = ", ".join(gpus.values()) or "none"
         raise UserError(
-            f"gpus: {count} are asked for, and there are {len(ids)} ({there}): lower gpus in params.yaml, "
+            f"gpus: {count} are asked for, and there are {len(gpus)} ({there}): lower gpus in params.yaml, "
             "or start the run on a machine that has them"
         )
     job = _granting_job()
@@ -70,7 +73,7 @@ def claimed_together(count: int) -> Iterator[None]:
         with FileLock(_lock_folder() / f"{prefix}several.lock", mode=0o666):
             chosen: list[str] = []
             for _ in range(count):
-                rest = [gpu for gpu in ids if gpu not in chosen]
+                rest = {name: gpu for name, gpu in gpus.items() if gpu not in chosen}
                 lock, gpu = _claim(rest, _lock_folder(), prefix)
                 held.callback(lock.release)
                 chosen.append(gpu)
@@ -131,13 +134,7 @@ def visible_gpus() -> list[str]:
     if chosen is not None:
         return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
     try:
-        listing = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        listed = _listed()
     except FileNotFoundError:
         if torch.cuda.is_available():
             raise UserError(
@@ -149,7 +146,41 @@ def visible_gpus() -> list[str]:
         raise UserError(
             f"nvidia-smi fails ({error}): mend the driver, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         ) from None
-    return listing.stdout.split()
+    return list(listed)
+
+
+def _listed() -> dict[str, str]:
+    """Each GPU's UUID by its index, as nvidia-smi has them. Raises OSError or SubprocessError."""
+    listing = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    rows = (line.partition(",") for line in listing.stdout.splitlines())
+    return {index.strip(): uuid.strip() for index, _, uuid in rows}
+
+
+def _by_uuid(ids: list[str]) -> dict[str, str]:
+    """The ``ids`` by the UUIDs of their GPUs; one that nvidia-smi does not know, a MIG's say, by itself."""
+    try:
+        listed = _listed()
+    except FileNotFoundError:
+        listed = {}
+    except (OSError, subprocess.SubprocessError) as error:
+        print(
+            f"nvidia-smi fails ({error}): all runs must name a GPU alike, or two may share it",
+            file=sys.stderr,
+        )
+        listed = {}
+    return {_uuid(gpu, listed): gpu for gpu in ids}
+
+
+def _uuid(gpu: str, listed: Mapping[str, str]) -> str:
+    """Of a GPU named by its index, its UUID or, as CUDA allows, a UUID's beginning that no other has."""
+    begun = [uuid for uuid in listed.values() if uuid.startswith(gpu)]
+    return listed.get(gpu) or (begun[0] if len(begun) == 1 else gpu)
 
 
 def _lock_folder() -> Path:
@@ -157,21 +188,23 @@ def _lock_folder() -> Path:
     folder = Path(tempfile.gettempdir(), "semiseg-gpus")
     folder.mkdir(exist_ok=True)
     if folder.stat().st_uid == os.getuid():
-        folder.chmod(0o1777)
+        # No sticky bit: with it the kernel may refuse to open another user's lock (fs.protected_regular).
+        folder.chmod(0o777)
     return folder
 
 
-def _claim(ids: list[str], folder: Path, prefix: str) -> tuple[FileLock, str]:
+def _claim(gpus: Mapping[str, str], folder: Path, prefix: str) -> tuple[FileLock, str]:
+    """The lock, held, of one of the ``gpus``, ids by the names of their locks."""
     waiting = False
     while True:
-        for gpu in ids:
-            lock = FileLock(folder / f"{prefix}{gpu}.lock", mode=0o666)
+        for name, gpu in gpus.items():
+            lock = FileLock(folder / f"{prefix}{name}.lock", mode=0o666)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
             return lock, gpu
         if not waiting:
-            print(f"every GPU ({', '.join(ids)}) is held by another run: waiting", file=sys.stderr)
+            print(f"every GPU ({', '.join(gpus.values())}) is held by another run: waiting", file=sys.stderr)
             waiting = True
         time.sleep(POLL_SECONDS)

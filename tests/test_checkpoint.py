@@ -1,9 +1,11 @@
 """Checkpoints: whole or not there, the one before kept, and no damage taken for weights."""
 
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from semiseg import checkpoint, paths
 from semiseg.checkpoint import Checkpoint
-from semiseg.errors import UserError
+from semiseg.errors import UserError, one_line_errors
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
 
@@ -172,3 +174,61 @@ def test_a_held_run_names_its_process_and_is_free_when_that_is_killed(
     killed = time.monotonic()
     with checkpoint.held(RUN):
         assert time.monotonic() - killed < 1
+
+
+NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start what is another user's
+
+
+def ended_as(user: int) -> tuple[int, str]:
+    """The exit status of a process of ``user`` that holds the run for a moment, and what it says."""
+    reading, writing = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold_as, args=(user, writing))
+    process.start()
+    os.close(writing)
+    process.join(60)
+    assert process.exitcode is not None
+    with os.fdopen(reading) as said:
+        return process.exitcode, said.read()
+
+
+def hold_as(user: int, output: int) -> None:
+    sys.stderr = os.fdopen(output, "w")
+    if user != os.getuid():
+        os.setuid(user)  # who keeps his group, the one that the checkout belongs to
+    with one_line_errors(), checkpoint.held(RUN):
+        pass
+
+
+def test_users_of_one_checkout_take_over_what_another_s_killed_run_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        monkeypatch.chdir(place)
+        Path(place).chmod(0o2775)
+        umask = os.umask(0o002)
+        try:
+            with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                said = f"error: {RUN}: being trained by process {process.pid}; wait for it or stop it\n"
+                assert ended_as(NOBODY) == (2, said)
+                process.kill()
+            assert Path("checkpoints/locks/supervised--mini-1_4--0.pid").exists()
+            assert ended_as(NOBODY) == (0, "")
+        finally:
+            os.umask(umask)
+
+
+def test_a_lock_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        monkeypatch.chdir(place)
+        Path(place).chmod(0o755)
+        locks = Path("checkpoints", "locks")
+        locks.mkdir(parents=True)
+        locks.chmod(0o555)
+        lock = locks / "supervised--mini-1_4--0.lock"
+        status, line = ended_as(NOBODY)
+        assert (status, line.count("\n")) == (2, 1)
+        assert line.startswith(
+            f"error: {lock.absolute()}: Permission denied; free space or change permissions"
+        )

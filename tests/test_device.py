@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,9 +37,15 @@ def hold_several(count: int, ids: str, pool: Path, seconds: float, pipe: Connect
         pipe.send((gpus, time.monotonic()))
 
 
-def hold(ids: str, pool: Path, seconds: float, more: dict[str, str], worker: bool, pipe: Connection) -> None:
-    """What a run does: claim a device, say so, work, say so."""
+def hold(
+    ids: str, pool: Path, seconds: float, more: dict[str, str], worker: bool, user: int, pipe: Connection
+) -> None:
+    """What a run does: claim a device, say so, work, say so. ``user`` lets no other at his files."""
     os.setsid()
+    os.umask(0o077)
+    if user != os.getuid():
+        os.setgid(user)
+        os.setuid(user)
     os.environ |= {"CUDA_VISIBLE_DEVICES": ids, "SEMISEG_DEVICE": "cpu", **more}
     tempfile.tempdir = str(pool)
     with device.claimed(1):
@@ -67,9 +74,11 @@ class Holder:
         self.process.join()
 
 
-def start(pool: Path, ids: str, seconds: float, worker: bool = False, **more: str) -> Holder:
+def start(
+    pool: Path, ids: str, seconds: float, worker: bool = False, user: int = os.getuid(), **more: str
+) -> Holder:
     ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=hold, args=(ids, pool, seconds, more, worker, theirs))
+    process = FORK.Process(target=hold, args=(ids, pool, seconds, more, worker, user, theirs))
     process.start()
     theirs.close()
     return Holder(process, ours)
@@ -140,6 +149,81 @@ def test_a_job_that_slurm_gave_several_devices_shares_them_among_its_runs(tmp_pa
     other.kill()
     assert held.keys() == {"0", "1"}, "the first device of another job is not this job's"
     assert all(map(never_shared, held.values()))
+
+
+NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start what is another user's
+
+
+@pytest.mark.parametrize("users", [(os.getuid(), NOBODY), (NOBODY, os.getuid())])
+def test_users_share_the_devices_of_a_machine(users: tuple[int, int]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        pool = Path(place)
+        pool.chmod(0o1777)  # as /tmp is
+        first = start(pool, "3", 600, user=users[0], PATH="")
+        assert first.says()[0] == "3"
+        second = start(pool, "3", 0, user=users[1], PATH="")
+        assert spans([start(pool, "3,4", 0, user=users[1], PATH="")]).keys() == {"4"}
+        assert not second.pipe.poll(1)
+        first.kill()
+        assert spans([second]).keys() == {"3"}
+        (folder,) = pool.iterdir()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777
+        locks = {lock.name: stat.S_IMODE(lock.stat().st_mode) for lock in folder.iterdir()}
+        assert locks == {"3.lock": 0o666, "4.lock": 0o666}
+
+
+UUIDS = ("GPU-5a1f0c3e-0000-0000-0000-000000000000", "GPU-5b90d2aa-0000-0000-0000-000000000001")
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path) -> Path:
+    """A folder for PATH in which nvidia-smi lists two GPUs."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    rows = "".join(f"{index}, {uuid}\\n" for index, uuid in enumerate(UUIDS))
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = --query-gpu=index,uuid ] && printf '{rows}'\n")
+    program.chmod(0o755)
+    return program.parent
+
+
+def test_a_device_of_two_names_is_held_once(tmp_path: Path, nvidia_smi: Path) -> None:
+    names = ["0", UUIDS[0], "GPU-5a", "0", "GPU-5a1f0c3e"]
+    held = spans([start(tmp_path, name, 0.3, PATH=str(nvidia_smi)) for name in names])
+    assert held.keys() == set(names)
+    assert never_shared(sorted(span for each in held.values() for span in each))
+    first = start(tmp_path, "1", 600, PATH=str(nvidia_smi))
+    assert first.says()[0] == "1"
+    # What is no name of one GPU alone, and what nvidia-smi does not list, is a name of its own.
+    others = ["GPU-5", "MIG-5b90d2aa", "0"]
+    assert spans(
+        [start(tmp_path, f"{UUIDS[1]},{name}", 0, PATH=str(nvidia_smi)) for name in others]
+    ).keys() == {*others}
+    first.kill()
+
+
+def test_a_device_of_two_names_is_not_two(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(nvidia_smi))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"0,{UUIDS[0]}")
+    with pytest.raises(UserError, match="2 are asked for, and there are 1"), device.claimed_together(2):
+        pass
+
+
+def test_an_nvidia_smi_that_fails_is_not_passed_over(
+    tmp_path: Path, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nvidia_smi / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    monkeypatch.setenv("PATH", str(nvidia_smi))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with device.claimed_together(2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    said = capsys.readouterr().err
+    assert said.startswith("nvidia-smi fails (")
+    assert said.endswith("): all runs must name a GPU alike, or two may share it\n")
+
+
+def test_indices_count_as_nvidia_smi_does() -> None:
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_killed_run_frees_its_device(tmp_path: Path) -> None:
@@ -220,13 +304,11 @@ def test_the_ids_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch
     assert device.visible_gpus() == []
 
 
-def test_the_ids_come_from_nvidia_smi_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ids_come_from_nvidia_smi_otherwise(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    listing = tmp_path / "nvidia-smi"
-    listing.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
-    listing.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(nvidia_smi))
     assert device.visible_gpus() == ["0", "1"]
+    listing = nvidia_smi / "nvidia-smi"
     listing.write_text("#!/bin/sh\nexit 9\n")
     with pytest.raises(UserError, match="nvidia-smi fails"):
         device.visible_gpus()
