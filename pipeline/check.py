@@ -5,13 +5,16 @@ Writes data/ingredients/, see semiseg/ingredients.py.
 
 import argparse
 
-from semiseg import config, ingredients, method, paths
+from semiseg import config, ingredients, paths
 from semiseg.errors import one_line_errors
 from semiseg.files import write_text
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
+    # Here, for --help and ctrl-C need not wait for torch.
+    from semiseg import method
+
     params = config.load()
     method.check_options(params)
     place = paths.DATA / "ingredients"

@@ -5,8 +5,6 @@ python pipeline/evaluate.py <recipe> <split> <seed>
 
 import argparse
 
-from semiseg import config, device, paths, record, scoring
-from semiseg.data import prepared, splits
 from semiseg.errors import one_line_errors
 
 
@@ -18,6 +16,10 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
+    # Here, for --help and ctrl-C need not wait for torch.
+    from semiseg import config, device, paths, record, scoring
+    from semiseg.data import prepared, splits
+
     run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     dataset = prepared.open_dataset(run.split.dataset, run.dataset)
     split = splits.read(arguments.split, arguments.seed)

@@ -8,8 +8,6 @@ import argparse
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import plan
-from semiseg.report.collect import collect
 
 
 def main() -> None:
@@ -21,6 +19,10 @@ def main() -> None:
         "--measure", action="store_true", help="train some steps of what no finished run is like"
     )
     arguments = parser.parse_args()
+    # Here, for --help and ctrl-C need not wait for pandas.
+    from semiseg.report import plan
+    from semiseg.report.collect import collect
+
     results, measured = collect(config.load(), arguments.grid), plan.NOTHING
     if arguments.measure and (lacking := plan.without_estimate(results)):
         from semiseg import throughput  # imports torch, for which a plan by finished runs need not wait

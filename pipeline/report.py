@@ -8,14 +8,16 @@ import sys
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import dvc, figures, page
-from semiseg.report.collect import collect
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", nargs="?", help="a grid of params.yaml; without it, the page alone")
     name = parser.parse_args().grid
+    # Here, for --help and ctrl-C need not wait for pandas and matplotlib.
+    from semiseg.report import dvc, figures, page
+    from semiseg.report.collect import collect
+
     params = config.load()
     if name is not None:
         results = collect(params, name)

@@ -10,8 +10,6 @@ import argparse
 
 from semiseg import config
 from semiseg.errors import one_line_errors
-from semiseg.report import dvc, papers, published, tables
-from semiseg.report.collect import collect
 
 
 def main() -> None:
@@ -21,7 +19,12 @@ def main() -> None:
     parser.add_argument(
         "name", help="a grid of params.yaml, or a paper's table of results/reference/tables.yaml"
     )
-    name, params = parser.parse_args().name, config.load()
+    name = parser.parse_args().name
+    # Here, for --help and ctrl-C need not wait for pandas.
+    from semiseg.report import dvc, papers, published, tables
+    from semiseg.report.collect import collect
+
+    params = config.load()
     if name in published.load().tables:
         paper = papers.collect(params, name)
         written, text = papers.write(paper), papers.terminal(paper)

@@ -5,8 +5,6 @@ A run whose recipe or grid asks for several GPUs claims them and starts this sta
 
 import argparse
 
-from semiseg import checkpoint, config, device, distributed, engine, launch, paths
-from semiseg.data import prepared, splits
 from semiseg.errors import one_line_errors
 
 
@@ -16,6 +14,10 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
+    # Here, for --help and ctrl-C need not wait for torch.
+    from semiseg import checkpoint, config, device, distributed, engine, launch, paths
+    from semiseg.data import prepared, splits
+
     params = config.load()
     run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     gpus = params.gpus(run.run)

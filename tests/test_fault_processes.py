@@ -196,6 +196,28 @@ def test_ctrl_c_at_every_stage(mini_project: Path, script: str, arguments: tuple
     assert {each.name for each in after - before} <= {".mini.lock", "supervised--mini-1_4--0.lock"}
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "library"),
+    [
+        ("check", (), "libtorch_cpu"),
+        ("train", NAMES, "libtorch_cpu"),
+        ("evaluate", NAMES, "libtorch_cpu"),
+        ("tables", ("mini",), "pandas/_libs"),
+        ("report", ("mini",), "pandas/_libs"),
+        ("plan", ("mini",), "pandas/_libs"),
+    ],
+)
+def test_ctrl_c_while_a_stage_is_loaded(script: str, arguments: tuple, library: str) -> None:
+    command = [sys.executable, miniature.PIPELINE / f"{script}.py", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as stage:
+        while library not in Path(f"/proc/{stage.pid}/maps").read_text():
+            assert stage.poll() is None
+            time.sleep(0.001)
+        stage.send_signal(signal.SIGINT)
+        _, said = stage.communicate(timeout=60)
+    assert (stage.returncode, said) == (130, "error: interrupted; give the same command again to go on\n")
+
+
 def opened_for_writing(fifo: Path) -> list[int]:
     """A file number as soon as somebody reads."""
     try:
