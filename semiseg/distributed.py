@@ -8,7 +8,7 @@ processes' average of it is the loss of the global batch. With one process every
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -158,6 +158,12 @@ def agreed(wish: bool) -> bool:
 def wait() -> None:
     """Until every process has come here."""
     agreed(False)
+
+
+def abandon() -> NoReturn:
+    """Wait for the end of another process, which cannot go on: torchrun reports who ends first."""
+    wait()  # it never comes
+    raise Abandoned("another process of the run has ended")
 
 
 class _Sum(torch.autograd.Function):

@@ -34,6 +34,7 @@ from semiseg.models.synchronised import synchronise
 from semiseg.tree import from_tree
 
 T = TypeVar("T")
+FAILED = 1  # what a process says that cannot go on, below the numbers of the signals that are noted
 
 
 class Interrupted(UserError):
@@ -188,31 +189,42 @@ class Session:
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def batches(self) -> Iterator[tuple[Labelled, Unlabelled | None]]:
-        """The batches of the steps that are left, on the device. Raises what ``_or_saved`` does."""
-        return self._or_saved(self._batches(self.state.step, self.config.protocol.steps))
+        """The batches of the steps that are left, on the device. Raises what ``_together`` does."""
+        batches = self._until_asked(self._batches(self.state.step, self.config.protocol.steps))
+        while True:
+            with self._together():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
-    def _or_saved(self, items: Iterator[T]) -> Iterator[T]:
-        """``items``; where one cannot be had, or a signal has come, the run is saved before that is raised.
+    def _until_asked(self, items: Iterator[T]) -> Iterator[T]:
+        """``items``, of which none is waited for once a signal has come."""
+        while not self.signals and (item := next(items, None)) is not None:
+            yield item
 
-        Raises Interrupted, and UserError.
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What each process does by itself; where one cannot, or a signal has come, all save here and end.
+
+        Raises Interrupted, this process's own UserError, or Abandoned for another's.
         """
+        failure = None
         try:
-            for item in items:
-                yield item
-                self._end_if_asked()
+            yield
         except UserError as error:
-            if distributed.size() > 1 and not isinstance(error, Interrupted):
-                raise  # the other processes know nothing of it, and go no further
-            if self.state.step > self._saved_step:
-                self.save()
-            self._end_if_asked()  # a reader may have died of the same signal
-            raise
-
-    def _end_if_asked(self) -> None:
-        number = distributed.largest(max(self.signals, default=0))
-        if number:
+            failure = error
+        reason = distributed.largest(max([*self.signals, FAILED if failure else 0]))
+        if not reason:
+            return
+        if self.state.step > self._saved_step:
+            self.save()
+        if reason != FAILED:  # of which a reader may have died, too
             said = f"{self.config.run}: saved after step {self.state.step}; start it again to go on"
-            raise Interrupted(said, number)
+            raise Interrupted(said, reason)
+        if failure is None:
+            distributed.abandon()
+        raise failure
 
     def _batches(self, first: int, last: int) -> Iterator[tuple[Labelled, Unlabelled | None]]:
         """The batches of steps [first, last)."""
@@ -254,16 +266,14 @@ class Session:
     def validate(self) -> None:
         """Score the networks on the val list, and keep them if the predictor was never better.
 
-        Raises what ``_or_saved`` does.
+        Raises what ``_together`` does.
         """
+        protocol, classes = self.config.protocol, len(self.config.dataset.classes)
         ids = distributed.dealt(self.dataset.ids("val"))
-        images = evaluation_images(self.dataset, ids, self.config.protocol.workers)
-        if distributed.size() == 1:  # several end between two steps only, where all of them are
-            images = self._or_saved(images)
+        images = self._until_asked(evaluation_images(self.dataset, ids, protocol.workers))
         scored = networks(self.learner)
-        matrices = confusion(
-            scored, images, len(self.config.dataset.classes), self.device, self.config.protocol.precision
-        )
+        with self._together():
+            matrices = confusion(scored, images, classes, self.device, protocol.precision)
         matrices = {name: distributed.summed(matrix) for name, matrix in matrices.items()}
         self.history.validated(
             {

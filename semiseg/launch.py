@@ -10,6 +10,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -41,6 +43,8 @@ def start(title: str, processes: int) -> None:
     When one of them dies, the others end too. SIGTERM reaches all, which save at the same step. Raises Ended
     with one line, and the status, of what ended them.
     """
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    signal.signal(signal.SIGTERM, _end_once)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning when every head takes a gradient
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +69,12 @@ def start(title: str, processes: int) -> None:
                 raise KeyboardInterrupt from None
             line = f"{title}: stopped by {error.sigval.name}; start it again to go on from its checkpoint"
             raise Ended(line, EX_TEMPFAIL) from None
+
+
+def _end_once(number: int, frame: FrameType | None) -> NoReturn:
+    """A second SIGTERM would end this process, and so those that it waits for, before they have saved."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SignalException("SIGTERM", signal.SIGTERM)
 
 
 def _tell(title: str, processes: int, failure: ProcessFailure) -> None:

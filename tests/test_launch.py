@@ -1,6 +1,7 @@
 """A run of several processes as a person starts it, with two made-up GPUs and gloo on the CPU."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from semiseg import config, engine, paths
+from semiseg import checkpoint, config, engine, paths
 from tests import miniature, project
+from tests.faults import same
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
 LONG = 100_000  # steps
@@ -26,9 +28,8 @@ def start(folder: Path) -> "subprocess.Popen[str]":
     )
 
 
-def children(process: "subprocess.Popen[str]") -> list[int]:
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(each) for each in listed.split()]
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def step_saved() -> int:
@@ -49,7 +50,7 @@ def test_a_dead_process_ends_the_run_and_the_next_start_goes_on(mini_project: Pa
     project.edit(Path("params.yaml"), "workers: 0", "workers: 1")
     with start(mini_project) as process:
         wait_for_step(process, 2)
-        _, second = children(process)
+        _, second = children(process.pid)
         os.kill(second, signal.SIGKILL)
         _, said = process.communicate(timeout=120)
     (line,) = [each for each in said.splitlines() if each.startswith("error: ")]
@@ -63,6 +64,8 @@ def test_a_dead_process_ends_the_run_and_the_next_start_goes_on(mini_project: Pa
     with start(mini_project) as process:
         wait_for_step(process, reached + 2)
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # whoever asks twice is not answered sooner
         _, said = process.communicate(timeout=120)
     assert f"error: {RUN}: stopped by SIGTERM; start it again" in said.splitlines()[-1]
     assert "Traceback" not in said
@@ -70,6 +73,54 @@ def test_a_dead_process_ends_the_run_and_the_next_start_goes_on(mini_project: Pa
     assert step_saved() > reached
     assert not (RUN.artefacts / "model.pt").exists()
     assert config.load().gpus(RUN) == 2
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """The one line in which a start ended."""
+    _, said = process.communicate(timeout=240)
+    assert "Traceback" not in said, said
+    (line,) = [each for each in said.splitlines() if each.startswith("error: ")]
+    return line
+
+
+def to_its_end(folder: Path) -> dict:
+    with start(folder) as process:
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return checkpoint.read(RUN.artefacts / "model.pt")
+
+
+def test_where_one_process_cannot_go_on_all_save_and_its_own_line_is_heard(mini_project: Path) -> None:
+    for old, new in (
+        ("    seeds:", "    gpus: 2\n    seeds:"),
+        ("steps: 6", "steps: 30"),
+        ("validate_every: 3", "validate_every: 15"),
+        ("checkpoint_every: 2", f"checkpoint_every: {LONG}"),
+        ("workers: 0", "workers: 1"),
+    ):
+        project.edit(Path("params.yaml"), old, new)
+    whole = to_its_end(mini_project)
+    shutil.rmtree(RUN.artefacts)
+
+    with start(mini_project) as process:
+        while not (RUN.artefacts / "history.csv").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        _, second = children(process.pid)
+        os.kill(children(second)[0], signal.SIGKILL)  # what reads its labelled images
+        assert ended(process).startswith("error: a process that reads images was killed")
+    assert process.returncode == 75
+    assert 2 <= step_saved() < 30
+
+    image = Path("data/mini/JPEGImages/val_0001.jpg")  # the second process's share
+    content = image.read_bytes()
+    image.unlink()
+    with start(mini_project) as process:
+        assert ended(process).startswith(f"error: {image}: unreadable image")
+    assert process.returncode == 2
+    assert step_saved() in (15, 30)
+    image.write_bytes(content)
+    assert same(to_its_end(mini_project), whole)
 
 
 def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:

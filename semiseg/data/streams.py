@@ -226,8 +226,9 @@ def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix("semiseg.errors.UserError: ")
         ) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The latter two where a batch is still to be fetched from the worker that has read it.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ReaderDiedError(
             "a process that reads images was killed (is memory short, or /dev/shm?); give the same command "

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -129,3 +133,15 @@ def test_batches_are_the_same_with_and_without_a_cache(
     for _ in range(2):  # the second time from what the first one kept
         for one, other in zip(batches(plain), batches(kept), strict=True):
             assert torch.equal(one, other)
+
+
+def test_a_reader_that_dies_with_a_batch_to_hand_over_is_named(mini_project: Path) -> None:
+    dataset = open_dataset("mini", config.load().datasets["mini"])
+    images = streams.evaluation_images(dataset, dataset.ids("val"), workers=1)
+    next(images)
+    (reader,) = multiprocessing.active_children()
+    time.sleep(0.5)  # by then it has read the next one
+    assert reader.pid is not None
+    os.kill(reader.pid, signal.SIGKILL)
+    with pytest.raises(streams.ReaderDiedError, match="a process that reads images was killed"):
+        next(images)
