@@ -175,7 +175,7 @@ rule train:
     message:
         "train {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "python pipeline/train.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
+        "python pipeline/resume.py pipeline/train.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule evaluate:
@@ -201,7 +201,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "python pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
+        "python pipeline/resume.py pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule tables:

@@ -95,7 +95,7 @@ SPLIT = """\
 TRAIN = """\
     desc: Train one run
     wdir: ..
-    cmd: python pipeline/train.py ${item.recipe} ${item.split} ${item.seed}
+    cmd: python pipeline/resume.py pipeline/train.py ${item.recipe} ${item.split} ${item.seed}
     deps:
       - data/ingredients/train/${item.recipe}/${item.split}.json
       - data/${item.dataset}/manifest.json
@@ -109,7 +109,7 @@ TRAIN = """\
 EVALUATE = """\
     desc: Score one run and write its record and short history
     wdir: ..
-    cmd: python pipeline/evaluate.py ${item.recipe} ${item.split} ${item.seed}
+    cmd: python pipeline/resume.py pipeline/evaluate.py ${item.recipe} ${item.split} ${item.seed}
     deps:
       - data/ingredients/evaluate/${item.recipe}/${item.split}.json
       - data/${item.dataset}/manifest.json

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semiseg.errors import UserError
+from semiseg.errors import EXIT_TRY_AGAIN, UserError
 
 Rows = TypeVar("Rows", Tensor, tuple[str, ...])
 
@@ -47,7 +47,7 @@ def joined(device: torch.device) -> Iterator[None]:
 class Abandoned(UserError):
     """Another process of the run has ended: torchrun, who says why, ends this one too."""
 
-    exit_status = 75  # EX_TEMPFAIL: the next start goes on
+    exit_status = EXIT_TRY_AGAIN
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import Images, evaluation_images, labelled_batches, unlabelled_batches
 from semiseg.device import enough_memory
-from semiseg.errors import EXIT_INTERRUPTED, UserError
+from semiseg.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, UserError
 from semiseg.evaluate import confusion
 from semiseg.files import remove_leftovers
 from semiseg.history import GRADIENT_NORM, Diverged, History
@@ -40,7 +40,7 @@ FAILED = 1  # what a process says that cannot go on, below the numbers of the si
 class Interrupted(UserError):
     """A signal came, and the run was saved; it goes on when it is started again."""
 
-    exit_status = 75  # EX_TEMPFAIL: what engines retry
+    exit_status = EXIT_TRY_AGAIN
 
     def __init__(self, said: str, number: int) -> None:
         super().__init__(said)

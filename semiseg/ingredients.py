@@ -32,6 +32,7 @@ CARRIERS = frozenset(
         "history",
         "launch",
         "paths",
+        "processes",
         "provenance",
         "record",
         "tree",

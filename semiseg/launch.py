@@ -1,6 +1,5 @@
 """torchrun on the stage itself: one process a GPU, which begin and end together."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -22,10 +21,9 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from semiseg.errors import UserError
+from semiseg.errors import EXIT_TRY_AGAIN, UserError
+from semiseg.processes import end_with_parent
 
-EX_TEMPFAIL = 75  # what engines retry
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PATIENCE = 5.0  # seconds
 
 
@@ -68,7 +66,7 @@ def start(title: str, processes: int) -> None:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             line = f"{title}: stopped by {error.sigval.name}; start it again to go on from its checkpoint"
-            raise Ended(line, EX_TEMPFAIL) from None
+            raise Ended(line, EXIT_TRY_AGAIN) from None
 
 
 def _end_once(number: int, frame: FrameType | None) -> NoReturn:
@@ -83,7 +81,7 @@ def _tell(title: str, processes: int, failure: ProcessFailure) -> None:
         raise Ended(
             f"{title}: process {failure.local_rank + 1} of {processes} was killed ({failure.signal_name()}); "
             "start the run again to go on from its checkpoint",
-            EX_TEMPFAIL,
+            EXIT_TRY_AGAIN,
         ) from None
     if isinstance(failure.message, dict):
         _, line = failure.message["message"].split(": ", 1)  # the exception's type and text
@@ -99,8 +97,7 @@ def started() -> bool:
 @contextmanager
 def one_of_several() -> Iterator[None]:
     """A process that ends with the one that started it, and leaves it to say what is wrong."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     try:
         yield
     except RuntimeError:

@@ -3,6 +3,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +19,14 @@ from dvc.repo.reproduce import get_active_graph, plan_repro
 from pipeline import dvc_stages
 from semiseg import checkpoint, config, paths
 from tests import project
+from tests.faults import same
 from tests.project import ROOT, dvc_commands, edit, git, snakemake_commands, succeed
 
 PARAMS = config.load(ROOT / "params.yaml")
 CHECK = "python pipeline/check.py"  # Snakemake runs it as it starts, before any rule
+TRAIN = "python pipeline/resume.py pipeline/train.py"
+RUN = paths.Run("supervised", "shapes-1_20", 0)
+RUN_IN_DVC = "pipeline/dvc.yaml:train_demo@supervised-shapes-1_20-0-shapes"
 
 
 def address(grid: str) -> str:
@@ -65,7 +73,7 @@ def test_both_engines_issue_the_commands_of_a_grid_and_of_the_rows_beside_it(
     commands = planned_by_snakemake(copied, grid)
     assert planned_by_dvc(repo, address(grid)) == sorted([CHECK, *commands])
     for stage in ("train", "evaluate"):
-        prefix = f"python pipeline/{stage}.py "
+        prefix = f"python pipeline/resume.py pipeline/{stage}.py "
         runs = [command.removeprefix(prefix) for command in commands if command.startswith(prefix)]
         assert runs == in_table(PARAMS.grids[grid])
     assert f"python pipeline/tables.py {grid}" in commands
@@ -167,7 +175,7 @@ def rerun(place: Path) -> tuple[list[str], list[str]]:
 
 
 def trained(commands: list[str]) -> list[str]:
-    return [command for command in commands if command.startswith("python pipeline/train.py")]
+    return [command for command in commands if command.startswith(TRAIN)]
 
 
 def test_nothing_is_run_twice(finished: Path) -> None:
@@ -183,9 +191,7 @@ def test_a_change_runs_again_what_it_touches_and_nothing_else(finished: Path) ->
         file.write("\n# A remark.\n")
     of_dcc = {each for each in PARAMS.grids["demo"].recipes if PARAMS.recipes[each].method == "dcc"}
     assert of_dcc
-    expected = [
-        f"python pipeline/train.py {recipe} shapes-1_20 0" for recipe in sorted({"cmb-no_attention", *of_dcc})
-    ]
+    expected = [f"{TRAIN} {recipe} shapes-1_20 0" for recipe in sorted({"cmb-no_attention", *of_dcc})]
     assert [trained(commands) for commands in rerun(finished)] == [expected, expected]
 
 
@@ -198,7 +204,7 @@ def test_dvc_adopts_what_snakemake_has_run(tmp_path: Path) -> None:
     options = "    options: {attention: none, "
     edit(place / "params.yaml", options, f"{options}contrast_weight: 0.2, ")
     runs = trained(dvc_commands(succeed(place, "dvc", "repro", "demo")))
-    assert runs == ["python pipeline/train.py cmb-no_attention shapes-1_20 0"]
+    assert runs == [f"{TRAIN} cmb-no_attention shapes-1_20 0"]
 
 
 def test_both_engines_read_the_same_files(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,16 +261,65 @@ def test_a_second_start_names_the_process_that_holds_the_run(
     shrink(place / "params.yaml")
     succeed(place, "pipeline.dvc_stages")
     monkeypatch.chdir(place)
-    run = paths.Run("supervised", "shapes-1_20", 0)
-    with checkpoint.held(run):
-        by_snakemake = project.run(place, "snakemake", str(run.artefacts / "model.pt"), "--cores", "1")
-        by_dvc = project.run(
-            place, "dvc", "repro", "pipeline/dvc.yaml:train_demo@supervised-shapes-1_20-0-shapes"
-        )
+    with checkpoint.held(RUN):
+        by_snakemake = project.run(place, "snakemake", str(RUN.artefacts / "model.pt"), "--cores", "1")
+        by_dvc = project.run(place, "dvc", "repro", RUN_IN_DVC)
     for ended in (by_snakemake, by_dvc):
         assert ended.returncode != 0
-        assert f"error: {run}: being trained by process {os.getpid()}; wait for it or stop it" in ended.stdout
-    assert not run.artefacts.exists()
+        assert f"error: {RUN}: being trained by process {os.getpid()}; wait for it or stop it" in ended.stdout
+    assert not RUN.artefacts.exists()
+
+
+def test_under_both_engines_a_run_that_alone_is_told_to_end_goes_on_to_the_same_figures(
+    tmp_path: Path,
+) -> None:
+    ends = []
+    for engine in (
+        ["snakemake", str(RUN.artefacts / "model.pt"), "--cores", "1"],
+        ["dvc", "repro", RUN_IN_DVC],
+        ["pipeline.train", *str(RUN).split("/")],  # nobody disturbs it
+    ):
+        place = project.copy(tmp_path / engine[0])
+        shrink(place / "params.yaml")
+        edit(place / "params.yaml", "steps: 4", "steps: 40")
+        succeed(place, "pipeline.dvc_stages")
+        if engine[0] == "pipeline.train":
+            for stage in (["download", "shapes"], ["split", "shapes-1_20", "0"]):
+                succeed(place, f"pipeline.{stage[0]}", *stage[1:])
+            succeed(place, *engine)
+        else:
+            said = ended_once(place, *engine)
+            assert len(re.findall(r"saved after step \d+; start it again", said)) == 1
+            assert len(re.findall(r"ended with 75; start 2 of at most 5", said)) == 1
+        ends.append((place, checkpoint.read(place / RUN.artefacts / "model.pt")))
+    (_, one), (_, other), (_, whole) = ends
+    assert same(one, whole)
+    assert same(other, whole)
+    histories = [pd.read_csv(place / RUN.artefacts / "history.csv") for place, _ in ends]
+    for history in histories[:2]:
+        pd.testing.assert_frame_equal(
+            history.drop(columns="images_per_second"), histories[2].drop(columns="images_per_second")
+        )
+
+
+def ended_once(place: Path, *command: str) -> str:
+    """Run an engine, and tell the process that trains to end once that is under way; what is said."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=place,
+        env=project.environment(place) | {"CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as engine:
+        while not (place / RUN.artefacts / "history.csv").exists():
+            assert engine.poll() is None, engine.stdout.read()
+            time.sleep(0.02)
+        (holder,) = (place / "checkpoints" / "locks").glob("*.pid")
+        os.kill(int(holder.read_text()), signal.SIGTERM)
+        said, _ = engine.communicate(timeout=300)
+    assert engine.returncode == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,24 @@ def test_a_signal_to_the_run_and_its_readers(expected: Ending, number: signal.Si
     assert expected.differs(to_its_end()) == []
 
 
+def test_sigterm_to_all_that_an_engine_has_started_is_not_answered_by_a_new_start(mini_project: Path) -> None:
+    edit("steps: 6", "steps: 100000")
+    train = f"python {miniature.PIPELINE}/resume.py {miniature.PIPELINE}/train.py {' '.join(map(str, NAMES))}"
+    tee = "tee() { trap '' INT TERM; command tee \"$@\"; }"  # as in the Snakefile
+    command = f"set -euo pipefail; trap : INT TERM; {tee}; {train} 2>&1 | tee -i log"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(["bash", "-c", command], start_new_session=True, env=environment) as shell:
+        while not (RUN.artefacts / "history.csv").exists():
+            assert shell.poll() is None
+            time.sleep(0.05)
+        os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.returncode == 75
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] > 0
+    assert "ended with 75" not in Path("log").read_text()
+    with checkpoint.held(RUN):
+        pass
+
+
 def test_a_log_that_nobody_keeps_any_more_costs_nothing(mini_project: Path) -> None:
     """A terminal's ctrl-C ends what reads the log too."""
     edit("steps: 6", "steps: 100000")

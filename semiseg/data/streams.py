@@ -4,10 +4,8 @@ Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch
 (seed, stream, p). So any number of workers gives the same stream, and a stream can start at any place.
 """
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -23,10 +21,10 @@ from semiseg.data.cache import FORK, SharedCache
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.reading import read_image, read_mask
-from semiseg.errors import UserError
+from semiseg.errors import EXIT_TRY_AGAIN, UserError
+from semiseg.processes import end_with_parent
 
 LABELLED, UNLABELLED = 0, 1
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process is sent when its parent ends
 
 Item = TypeVar("Item")
 Sample = tuple[Tensor, Tensor]
@@ -36,7 +34,7 @@ View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 class ReaderDiedError(UserError):
     """A process that reads images was killed; the next start may well succeed."""
 
-    exit_status = 75  # EX_TEMPFAIL: what engines retry
+    exit_status = EXIT_TRY_AGAIN
 
 
 class Images:
@@ -206,8 +204,7 @@ def _serve(worker: int) -> None:
     """Ctrl-C is for the run that a reader serves; and a killed run's locks would live on in its readers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)  # torchrun sends SIGTERM to a process's group, which has a step to finish
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
 
 
 def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
