@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from types import FrameType
 
-from semiseg.errors import EXIT_TRY_AGAIN
+from semiseg.errors import EXIT_TRY_AGAIN, one_line_errors
 from semiseg.processes import end_with_parent
 
 STARTS = 5  # at most
@@ -58,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

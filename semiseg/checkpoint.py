@@ -126,9 +126,8 @@ def held(run: paths.Run) -> Iterator[None]:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
         raise UserError(f"{run}: being trained by process {pid}; wait for it or stop it") from None
     try:
-        write_text(
-            holder, f"{os.getpid()}\n"
-        )  # whole, and in place of what a killed run of another user left
+        # A new file in place of what a killed run left, which may be another user's.
+        write_text(holder, f"{os.getpid()}\n")
         yield
     finally:
         holder.unlink(missing_ok=True)

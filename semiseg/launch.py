@@ -41,7 +41,7 @@ def start(title: str, processes: int) -> None:
     When one of them dies, the others end too. SIGTERM reaches all, which save at the same step. Raises Ended
     with one line, and the status, of what ended them.
     """
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # else SIGTERM is torchrun's own
     signal.signal(signal.SIGTERM, _end_once)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning when every head takes a gradient
@@ -70,7 +70,7 @@ def start(title: str, processes: int) -> None:
 
 
 def _end_once(number: int, frame: FrameType | None) -> NoReturn:
-    """A second SIGTERM would end this process, and so those that it waits for, before they have saved."""
+    """As torchrun does, but once: a second SIGTERM would end those that it waits for before they save."""
     signal.signal(number, signal.SIG_IGN)
     raise SignalException("SIGTERM", signal.SIGTERM)
 
