@@ -41,7 +41,6 @@ def start(title: str, processes: int) -> None:
     When one of them dies, the others end too. SIGTERM reaches all, which save at the same step. Raises Ended
     with one line, and the status, of what ended them.
     """
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # else SIGTERM is torchrun's own
     signal.signal(signal.SIGTERM, _end_once)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning when every head takes a gradient
@@ -55,6 +54,7 @@ def start(title: str, processes: int) -> None:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
@@ -70,7 +70,7 @@ def start(title: str, processes: int) -> None:
 
 
 def _end_once(number: int, frame: FrameType | None) -> NoReturn:
-    """As torchrun does, but once: a second SIGTERM would end those that it waits for before they save."""
+    """As torchrun does, but once: further ones would end those that it waits for before they save."""
     signal.signal(number, signal.SIG_IGN)
     raise SignalException("SIGTERM", signal.SIGTERM)
 
