@@ -17,16 +17,23 @@ import os, signal, sys, time
 from pathlib import Path
 
 notes, ends = Path(sys.argv[1]), sys.argv[2].split(",")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
+
+def end(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # it may come twice, the second time while Python ends
+    sys.exit(75 if number == signal.SIGTERM else 130)
+
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
 with notes.open("a") as file:
     file.write(f"{os.getpid()}\\n")
-end = ends[len(notes.read_text().splitlines()) - 1]
-if end == "wait":
+told = ends[len(notes.read_text().splitlines()) - 1]
+if told == "wait":
     time.sleep(600)
-if end == "killed":
+if told == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(int(end))
+sys.exit(int(told))
 """
 
 
