@@ -438,4 +438,6 @@ def _noted_signals() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Who has had SIGTERM is ending; told again, it must end with its own status all the same.
+            if number != signal.SIGTERM or number not in received:
+                signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ def _leave_to_main_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _end(said: str, status: int) -> None:
+    if status == EXIT_TRY_AGAIN:
+        # Python gives its handlers up while it ends: another SIGTERM would then take the status's place.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         print(f"error: {said}", file=sys.stderr, flush=True)
     except OSError:  # whoever kept the log has gone, or its disk is full: the status must outlive that

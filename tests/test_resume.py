@@ -20,7 +20,7 @@ notes, ends = Path(sys.argv[1]), sys.argv[2].split(",")
 
 
 def end(number, frame):
-    signal.signal(number, signal.SIG_IGN)  # it may come twice, the second time while Python ends
+    signal.signal(number, signal.SIG_IGN)  # as a real stage does: it may come again while Python ends
     sys.exit(75 if number == signal.SIGTERM else 130)
 
 
