@@ -118,6 +118,28 @@ def test_a_killed_reader(expected: Ending) -> None:
     assert expected.differs(to_its_end()) == []
 
 
+def test_sigterm_again_and_again_leaves_the_status(mini_project: Path) -> None:
+    """A process of its own: how Python ends is a part of it."""
+    edit("steps: 6", "steps: 3000")
+    with subprocess.Popen(
+        [sys.executable, miniature.PIPELINE / "train.py", *map(str, NAMES)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ) as process:
+        while not (RUN.artefacts / "history.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 75, said
+    assert "saved after step" in said.splitlines()[-1]
+    assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] > 0
+
+
 def test_a_killed_run_takes_its_readers_and_its_lock_with_it(expected: Ending) -> None:
     stage = under_way()
     readers = children(stage.pid)
