@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Here, for --help and ctrl-C need not wait for torch.
-    from semiseg import config, device, paths, record, scoring
+    from semiseg import checkpoint, config, device, paths, record, scoring
     from semiseg.data import prepared, splits
 
     run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
@@ -27,6 +27,7 @@ def main() -> None:
         result = scoring.score_run(run, dataset, split, chosen)
     scoring.condense_history(run.run)
     record.write(result, run.run.metrics)
+    checkpoint.forget(run.run.checkpoints)
     print(f"{run.run}: mIoU {result.miou:.1%} on {result.evaluated_on} ({result.headline}, last step)")
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from semiseg.files import flush_folder, write_text, written_whole
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NEXT, BROKEN = "next.pt", "broken.pt"  # one that is whole but not yet the last; one set aside
+FINISHED = "finished.pt"  # of the last step, until the run's record is written
 
 Networks = dict[str, dict[str, torch.Tensor]]
 """State dicts by "student" and, for a method that has one, "teacher"."""
@@ -43,6 +44,8 @@ class Checkpoint:
     started: str
     seconds: float  # training time of all sittings, without validation
     unwritten: list[dict[str, float]] = field(default_factory=list)  # losses of steps behind the last row
+    revision: str = "unknown"  # of the code that took the last step
+    peak_memory_mib: float | None = None  # on a GPU, of all sittings
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of ``folder``; the one that was there becomes the previous one."""
@@ -84,8 +87,10 @@ def load(folder: Path, config_sha256: str) -> Checkpoint | None:
     """The last checkpoint of ``folder``, or the previous one if that is broken; None where there is none.
 
     A broken one is set aside, in one line on stderr. Raises UserError when no readable one is left, or when
-    it belongs to another configuration.
+    it belongs to another configuration; a finished run's is removed then.
     """
+    if finished := _finished(folder, config_sha256):
+        return finished
     refused = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
@@ -110,6 +115,40 @@ def load(folder: Path, config_sha256: str) -> Checkpoint | None:
     if refused:
         raise UserError(f"{'; '.join(refused)}; remove {folder} to train from the start")
     return None
+
+
+def _finished(folder: Path, config_sha256: str) -> Checkpoint | None:
+    path = folder / FINISHED
+    if not path.exists():
+        return None
+    try:
+        checkpoint = Checkpoint(**read(path))
+    except (ValueError, TypeError) as error:
+        print(f"{path}: not a readable checkpoint ({error}), removed", file=sys.stderr)
+    else:
+        if checkpoint.config_sha256 == config_sha256:
+            return checkpoint
+    path.unlink()
+    return None
+
+
+def finish(folder: Path) -> None:
+    """Keep only the last checkpoint of ``folder``, under another name, until ``forget``.
+
+    An engine may remove a network that was trained because of what came after it; then it is written again.
+    """
+    if (folder / LAST).exists():
+        (folder / LAST).replace(folder / FINISHED)
+    for path in folder.iterdir():
+        if path.name != FINISHED:
+            path.unlink()
+
+
+def forget(folder: Path) -> None:
+    """Remove what ``finish`` has kept, if it can be removed."""
+    with suppress(OSError):
+        (folder / FINISHED).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @contextmanager

@@ -1,36 +1,40 @@
 """The training loop: the same steps, data and schedule for every method."""
 
-import math
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semiseg import checkpoint, distributed, method, provenance
-from semiseg.checkpoint import Checkpoint, Networks
-from semiseg.config import Optimiser, RunConfig
+from semiseg.checkpoint import Checkpoint
+from semiseg.config import RunConfig
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import Images, evaluation_images, labelled_batches, unlabelled_batches
-from semiseg.device import enough_memory
 from semiseg.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, UserError
 from semiseg.evaluate import confusion
 from semiseg.files import remove_leftovers
-from semiseg.history import GRADIENT_NORM, Diverged, History
-from semiseg.method import Labelled, Logs, Method, Task, Unlabelled
+from semiseg.history import Diverged, History
+from semiseg.learning import (
+    headline,
+    learn,
+    networks,
+    new_learner,
+    seed_everything,
+    set_learning_rate,
+    sgd,
+    state_dicts,
+    to_device,
+)
+from semiseg.method import Labelled, Task, Unlabelled
 from semiseg.metrics import mean_iou, true_negatives
-from semiseg.models.build import build
-from semiseg.models.network import SegmentationNetwork
-from semiseg.models.synchronised import synchronise
 from semiseg.tree import from_tree
 
 T = TypeVar("T")
@@ -68,8 +72,10 @@ def train(config: RunConfig, dataset: PreparedDataset, split: Split, device: tor
             kept = session.keep_inputs(error.step)
             raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
     if distributed.first():
+        if session.resumed_at == config.protocol.steps:
+            print(f"{run}: had taken its last step; its network is written again", file=sys.stderr)
         session.write_model()
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        checkpoint.finish(run.checkpoints)
 
 
 def _refuse_to_diverge_again(config: RunConfig) -> None:
@@ -116,48 +122,6 @@ def _steps(session: "Session") -> None:
         tick = time.perf_counter()
 
 
-def learn(
-    config: RunConfig,
-    learner: Method,
-    model: nn.Module,
-    optimiser: torch.optim.SGD,
-    labelled: Labelled,
-    unlabelled: Unlabelled | None,
-    step: int,
-) -> Logs:
-    """Train ``learner`` on the batch of one step; ``model`` is it, or around it what averages its gradients.
-
-    Returns what to log: the loss, the method's own logs, and the gradient's norm. Raises UserError for too
-    small a GPU.
-    """
-    protocol = config.protocol
-    with enough_memory_for_a_step(config, unlabelled is not None):
-        with torch.autocast(
-            labelled.images.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"
-        ):
-            loss, logs = model(labelled, unlabelled, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm or math.inf)
-        optimiser.step()
-        learner.after_step(step)
-    return {"loss": loss.detach(), **logs, GRADIENT_NORM: norm}
-
-
-def enough_memory_for_a_step(config: RunConfig, unlabelled: bool) -> AbstractContextManager[None]:
-    """Refuse a step that the GPU cannot hold, naming what makes it smaller."""
-    protocol = config.protocol
-    batch = f"{protocol.labelled_batch} labelled"
-    if unlabelled:
-        batch += f" and {protocol.unlabelled_batch} unlabelled"
-    what = f"{config.run}: a step of {batch} crops of {protocol.geometry.crop} pixels"
-    return enough_memory(
-        f"{what} in {protocol.precision}",
-        f"in protocols: {config.split.protocol}, lower labelled_batch, unlabelled_batch or crop, "
-        "or set precision: bf16",
-    )
-
-
 class Session:
     """One sitting of a run: the method, its optimiser and streams, and the state that outlives it."""
 
@@ -186,7 +150,9 @@ class Session:
             config.run.artefacts, str(config.run), self.state.step, protocol.steps, self.state.history,
             self.state.unwritten,
         )  # fmt: skip
-        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+        self.resumed_at = self._saved_step = self.state.step
+        self._saved_at = time.monotonic()
+        self._revision = provenance.revision()  # of the code that was loaded; the folder may go on
 
     def batches(self) -> Iterator[tuple[Labelled, Unlabelled | None]]:
         """The batches of the steps that are left, on the device. Raises what ``_together`` does."""
@@ -288,11 +254,11 @@ class Session:
             self.state.best = state_dicts(scored)
 
     def is_save_due(self) -> bool:
-        """Whether so many steps or minutes have passed; when that is changes no number."""
+        """Whether it is the last step, or so many steps or minutes have passed, which changes no number."""
         protocol = self.config.protocol
         minutes = (time.monotonic() - self._saved_at) / 60
         late = distributed.agreed(minutes >= protocol.checkpoint_minutes)
-        return late or self.state.step % protocol.checkpoint_every == 0
+        return late or self.state.step % protocol.checkpoint_every == 0 or self.state.step == protocol.steps
 
     def save(self) -> None:
         """Write the checkpoint, for which every process waits.
@@ -303,6 +269,10 @@ class Session:
         self.state.method = self.learner.state_dict()
         self.state.optimiser = self.optimiser.state_dict()
         self.state.history, self.state.unwritten = self.history.rows, self.history.unwritten
+        self.state.revision = self._revision
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+            self.state.peak_memory_mib = max(peak, self.state.peak_memory_mib or 0.0)
         with distributed.first_alone():
             if distributed.first():
                 self.state.save(self.config.run.checkpoints)
@@ -325,9 +295,7 @@ class Session:
 
     def write_model(self) -> None:
         """Write model.pt: the networks at the last and at the best validated step, and how they were made."""
-        state, peak = self.state, None
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        state = self.state
         model = {
             "config_sha256": state.config_sha256,
             "headline": headline(self.learner),
@@ -337,87 +305,14 @@ class Session:
             "best": state.best,
             "started": state.started,
             "finished": max(provenance.now(), state.started),  # a clock may have been set back since
-            "revision": provenance.revision(),
+            "revision": state.revision,
             "packages": provenance.packages(),
             "device": provenance.device_name(self.device),
             "train_seconds": state.seconds,
             "images_per_second": state.step * self.images_per_step / max(state.seconds, 1e-9),
-            "peak_memory_mib": peak,
+            "peak_memory_mib": state.peak_memory_mib,
         }
         checkpoint.write(model, self.config.run.artefacts / "model.pt")
-
-
-def new_learner(config: RunConfig, options: Any, task: Task, device: torch.device) -> Method:
-    """The run's method around its network, in training mode on ``device``, from torch's default generator.
-
-    ``options``: the method's Config. Raises what ``build`` does.
-    """
-    student = build(config.protocol.network, len(config.dataset.classes))
-    learner = method.build(config.method, student, options, task)
-    synchronise(learner, device)
-    learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.protocol.compile:
-        for network in networks(learner).values():
-            network.backbone.compile()
-            network.decoder.compile()
-    learner.train()
-    return learner
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; of images (B, 3, H, W) uint8, float32 in [0, 1]."""
-    tensor = tensor.to(device, non_blocking=True)
-    if tensor.dtype == torch.uint8 and tensor.ndim == 4:
-        tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
-    return tensor
-
-
-def networks(learner: Method) -> dict[str, SegmentationNetwork]:
-    """What is scored: the student and, where there is one, the teacher."""
-    if learner.teacher is None:
-        return {"student": learner.student}
-    return {"student": learner.student, "teacher": learner.teacher}
-
-
-def headline(learner: Method) -> str:
-    """The name of the method's predictor among its networks."""
-    predictor = learner.predictor()
-    return next(name for name, network in networks(learner).items() if network is predictor)
-
-
-def state_dicts(scored: Mapping[str, SegmentationNetwork]) -> Networks:
-    """Copies on the CPU."""
-    return {
-        name: {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-        for name, network in scored.items()
-    }
-
-
-def sgd(learner: Method, optimiser: Optimiser) -> torch.optim.SGD:
-    """SGD over two groups: the student's backbone, and every other parameter that requires a gradient."""
-    backbone = [each for each in learner.student.backbone.parameters() if each.requires_grad]
-    known = {id(each) for each in backbone}
-    rest = [each for each in learner.parameters() if each.requires_grad and id(each) not in known]
-    return torch.optim.SGD(
-        [{"params": backbone}, {"params": rest}],
-        lr=optimiser.learning_rate,
-        momentum=optimiser.momentum,
-        weight_decay=optimiser.weight_decay,
-    )
-
-
-def set_learning_rate(optimiser: torch.optim.SGD, config: Optimiser, progress: float) -> float:
-    """The poly schedule, lr (1 - progress)^power, ``progress`` in [0, 1); returns the head's rate."""
-    rate = config.learning_rate * (1 - progress) ** config.power
-    backbone, rest = optimiser.param_groups
-    backbone["lr"], rest["lr"] = rate * config.backbone_factor, rate
-    return rate
-
-
-def seed_everything(seed: int, step: int) -> None:
-    """Seed torch's generators for one step, so that a step's randomness depends on (seed, step) alone."""
-    state = np.random.SeedSequence((seed, step + 1)).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from semiseg import method, provenance
 from semiseg.config import RunConfig
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.device import claimed
-from semiseg.engine import learn, networks, new_learner, seed_everything, set_learning_rate, sgd, to_device
+from semiseg.learning import learn, networks, new_learner, seed_everything, set_learning_rate, sgd, to_device
 from semiseg.method import Labelled, Method, Task, Unlabelled, View
 from semiseg.report.plan import Estimate
 from semiseg.tree import from_tree

@@ -18,11 +18,12 @@ WHERE = str(RUN.checkpoints)
 
 
 def train(run: paths.Run = RUN, **protocol: object) -> dict:
-    """Train in this process; what is in model.pt."""
+    """Train in this process, and forget what evaluation would; what is in model.pt."""
     of_run = config.load().run(run)
     of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
     dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
     engine.train(of_run, dataset, splits.read(run.split, run.seed), torch.device("cpu"))
+    checkpoint.forget(run.checkpoints)
     return checkpoint.read(run.artefacts / "model.pt")
 
 

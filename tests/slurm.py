@@ -2,8 +2,8 @@
 
 Installs Debian's packages where they are missing (as root), starts munged, slurmctld and slurmd on loopback
 in a folder of their own, with four fake GPUs, and ends all that it has started. Of the runs through SLURM one
-is cancelled in mid-training and another runs out of time; both must go on where they were saved. Both ways'
-tables must be equal byte for byte.
+is cancelled in mid-training and another runs out of time; both must go on where they were saved. A third is
+cancelled while it is evaluated, and must not be trained again. Both ways' tables must be equal byte for byte.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from pathlib import Path
 import psutil
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from semiseg import config
 from tests import project
 
 GPUS = 4
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 TABLES = Path("results", "tables")
 RUN = "runs/{recipe}/shapes-1_20/0"
-CANCELLED, LATE = "dcc", "cmb"
+CANCELLED, LATE, TRAINED = "dcc", "cmb", "dcc-no_direction"
 PR_SET_CHILD_SUBREAPER = 36
 
 SLURM_CONF = """\
@@ -156,11 +157,32 @@ def job_that_trains(place: Path, recipe: str, snakemake: "subprocess.Popen[str]"
     """The SLURM job that trains the demo's run of ``recipe``, once it is in mid-training."""
     history = place / RUN.format(recipe=recipe) / "history.csv"
     wait_until(lambda: history.exists() or snakemake.poll() is not None, f"{recipe} trains", 600)
+    if job := job_of("train", recipe):
+        return job
+    raise RuntimeError(f"no process trains {recipe}; see {place / 'snakemake.log'}")
+
+
+def job_that_evaluates(place: Path, recipe: str, snakemake: "subprocess.Popen[str]") -> str:
+    """The SLURM job that evaluates the demo's run of ``recipe``, once it does."""
+    jobs: list[str] = []
+
+    def found() -> bool:
+        jobs.append(job_of("evaluate", recipe))
+        return bool(jobs[-1]) or snakemake.poll() is not None
+
+    wait_until(found, f"{recipe} is evaluated", 600)
+    if not jobs[-1]:
+        raise RuntimeError(f"{recipe} was not seen to be evaluated; see {place / 'snakemake.log'}")
+    return jobs[-1]
+
+
+def job_of(stage: str, recipe: str) -> str:
+    """The SLURM job in which a process runs the stage for ``recipe``; "" where none does."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process.cmdline()[1:3] == ["pipeline/train.py", recipe]:
+            if process.cmdline()[1:3] == [f"pipeline/{stage}.py", recipe]:
                 return process.environ()["SLURM_JOB_ID"]
-    raise RuntimeError(f"no process trains {recipe}; see {place / 'snakemake.log'}")
+    return ""
 
 
 def saved_after(place: Path, job: str) -> int:
@@ -193,7 +215,7 @@ def finish(process: "subprocess.Popen[str]", place: Path, began: float, what: st
 
 
 def through_slurm(place: Path, environment: dict[str, str]) -> None:
-    """The demo, with a job cancelled and a job out of time."""
+    """The demo, with a job cancelled, a job out of time, and one cancelled behind its training."""
     began = time.monotonic()
     # The profile as it is shipped; only looked after more often, as the demo's runs take seconds.
     quick = ["--seconds-between-status-checks", "3", "--slurm-init-seconds-before-status-checks", "3"]
@@ -203,6 +225,7 @@ def through_slurm(place: Path, environment: dict[str, str]) -> None:
     ask(environment, "scontrol", "update", f"JobId={late}", "TimeLimit=3")  # SIGTERM comes two minutes before
     cancelled = job_that_trains(place, CANCELLED, process)
     ask(environment, "scancel", cancelled)
+    ask(environment, "scancel", job_that_evaluates(place, TRAINED, process))
     steps = {CANCELLED: saved_after(place, cancelled), LATE: saved_after(place, late)}
     finish(process, place, began, "the demo through SLURM")
     for recipe, step in steps.items():
@@ -210,6 +233,10 @@ def through_slurm(place: Path, environment: dict[str, str]) -> None:
             sys.exit(f"{recipe}: saved after step {step}; its sittings began at {sittings(place, recipe)}")
         how = "cancelled" if recipe == CANCELLED else "out of time"
         say(f"{recipe}: {how}, saved after step {step} and resumed there")
+    last = config.load(place / "params.yaml").protocols["demo"].steps
+    if sittings(place, TRAINED) != [0, last]:
+        sys.exit(f"{TRAINED}: cancelled in evaluation; its sittings began at {sittings(place, TRAINED)}")
+    say(f"{TRAINED}: cancelled while it was evaluated, and not trained again")
 
 
 def tables(place: Path) -> dict[str, bytes]:

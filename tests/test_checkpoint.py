@@ -70,6 +70,45 @@ def test_a_kill_between_two_renames_loses_one_checkpoint(tmp_path: Path, present
     assert is_state(Checkpoint(**checkpoint.read(tmp_path / "previous.pt")), 2)
 
 
+def test_a_finished_run_keeps_its_last_one_until_it_is_forgotten(tmp_path: Path) -> None:
+    for step in (1, 2):
+        state(step).save(tmp_path)
+    checkpoint.finish(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["finished.pt"]
+    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    checkpoint.finish(tmp_path)  # of a run that was started again
+    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    checkpoint.forget(tmp_path)
+    assert not tmp_path.exists()
+    checkpoint.forget(tmp_path)
+
+
+def test_forgetting_leaves_a_run_under_way_alone(tmp_path: Path) -> None:
+    state(1).save(tmp_path)
+    checkpoint.forget(tmp_path)
+    assert is_state(checkpoint.load(tmp_path, "ours"), 1)
+
+
+def test_a_finished_run_stands_in_no_other_configuration_s_way(tmp_path: Path) -> None:
+    state(2, "theirs").save(tmp_path)
+    checkpoint.finish(tmp_path)
+    assert checkpoint.load(tmp_path, "ours") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_s_damaged_one_is_named_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state(2).save(tmp_path)
+    checkpoint.finish(tmp_path)
+    finished = tmp_path / "finished.pt"
+    finished.write_bytes(finished.read_bytes()[:-100])
+    assert checkpoint.load(tmp_path, "ours") is None
+    assert not finished.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{finished}: not a readable checkpoint (")
+
+
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     checkpoint.write(vars(state(7)), path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from semiseg import checkpoint, config, engine, paths
+from semiseg import checkpoint, config, engine, learning, paths, provenance
 from semiseg.config import Optimiser
 from semiseg.data import prepared, splits
 from semiseg.history import Diverged, History
@@ -25,11 +25,13 @@ CPU = torch.device("cpu")
 
 
 def train(run: paths.Run = RUN, **protocol: object) -> Path:
+    """Train in this process, and forget what evaluation would."""
     params = config.load()
     of_run = params.run(run)
     of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
     dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
     engine.train(of_run, dataset, splits.read(run.split, run.seed), CPU)
+    checkpoint.forget(run.checkpoints)
     return run.artefacts / "model.pt"
 
 
@@ -45,8 +47,8 @@ def test_the_poly_schedule_by_hand() -> None:
     backbone, head = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.SGD([{"params": [backbone]}, {"params": [head]}], lr=1.0)
     settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, power=0.9)
-    assert engine.set_learning_rate(optimiser, settings, 0.0) == 0.01
-    assert engine.set_learning_rate(optimiser, settings, 0.5) == pytest.approx(0.01 * 0.5358867312681466)
+    assert learning.set_learning_rate(optimiser, settings, 0.0) == 0.01
+    assert learning.set_learning_rate(optimiser, settings, 0.5) == pytest.approx(0.01 * 0.5358867312681466)
     assert [group["lr"] for group in optimiser.param_groups] == pytest.approx(
         [0.0005358867312681466, 0.005358867312681466]
     )
@@ -54,7 +56,7 @@ def test_the_poly_schedule_by_hand() -> None:
 
 def test_the_optimiser_has_each_trained_parameter_once(mini_project: Path) -> None:
     learner = miniature.learner("cmb")
-    optimiser = engine.sgd(learner, Optimiser(learning_rate=0.1))
+    optimiser = learning.sgd(learner, Optimiser(learning_rate=0.1))
     backbone, rest = (group["params"] for group in optimiser.param_groups)
     trained = {id(each) for each in learner.parameters() if each.requires_grad}
     assert {id(each) for each in backbone} == {id(each) for each in learner.student.backbone.parameters()}
@@ -66,7 +68,7 @@ def test_the_optimiser_has_each_trained_parameter_once(mini_project: Path) -> No
 
 def test_a_step_is_seeded_by_seed_and_step_alone() -> None:
     def draw(seed: int, step: int) -> float:
-        engine.seed_everything(seed, step)
+        learning.seed_everything(seed, step)
         return float(torch.rand(()))
 
     assert draw(0, 3) == draw(0, 3)
@@ -84,6 +86,17 @@ def test_a_run_is_the_same_with_and_without_kept_images(
     assert capfd.readouterr().err.count(said) == 1
     assert same_tensors(plain["last"], kept["last"])
     assert plain["config_sha256"] == kept["config_sha256"]
+
+
+def test_a_model_names_the_revision_that_the_sitting_of_its_last_step_began_with(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revisions = iter(("first", "second"))
+    monkeypatch.setattr(provenance, "revision", lambda: next(revisions))
+    monkeypatch.setattr(checkpoint, "forget", lambda folder: None)
+    for _ in range(2):  # the second sitting takes no step
+        assert torch.load(train(steps=2), weights_only=True)["revision"] == "first"
+    assert not list(revisions)
 
 
 @pytest.mark.parametrize("recipe", miniature.METHODS)

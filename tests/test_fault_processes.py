@@ -118,6 +118,25 @@ def test_a_killed_reader(expected: Ending) -> None:
     assert expected.differs(to_its_end()) == []
 
 
+def test_a_network_that_is_gone_before_it_was_evaluated_is_written_again(mini_project: Path) -> None:
+    """As an engine removes it that takes training and evaluation for one job."""
+    whole = to_its_end()
+    assert not RUN.checkpoints.exists()
+    assert processes.run("train", *NAMES, tiny=True)[0] == 0
+    edit("background: 0", "background: null")
+    assert processes.run("evaluate", *NAMES, tiny=True)[0] == 2
+    edit("background: null", "background: 0")
+    (RUN.artefacts / "model.pt").unlink()
+    (RUN.artefacts / "history.csv").unlink()
+    status, stage = processes.run("train", *NAMES, tiny=True)
+    assert status == 0
+    assert f"{RUN}: had taken its last step; its network is written again" in stage.said()
+    assert "step 6/6" not in stage.said()
+    assert processes.run("evaluate", *NAMES, tiny=True)[0] == 0
+    assert whole.differs(ending(RUN)) == []
+    assert not RUN.checkpoints.exists()
+
+
 def test_sigterm_again_and_again_leaves_the_status(mini_project: Path) -> None:
     """A process of its own: how Python ends is a part of it."""
     edit("steps: 6", "steps: 3000")
@@ -247,7 +266,11 @@ def test_ctrl_c_at_every_stage(mini_project: Path, script: str, arguments: tuple
         ("plan", ("mini",), "pandas/_libs"),
     ],
 )
-def test_ctrl_c_while_a_stage_is_loaded(script: str, arguments: tuple, library: str) -> None:
+def test_ctrl_c_while_a_stage_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, arguments: tuple, library: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("params.yaml")  # so that it does not end before it is told to
     command = [sys.executable, miniature.PIPELINE / f"{script}.py", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as stage:
         while library not in Path(f"/proc/{stage.pid}/maps").read_text():
@@ -256,6 +279,19 @@ def test_ctrl_c_while_a_stage_is_loaded(script: str, arguments: tuple, library: 
         stage.send_signal(signal.SIGINT)
         _, said = stage.communicate(timeout=60)
     assert (stage.returncode, said) == (130, "error: interrupted; give the same command again to go on\n")
+
+
+def test_ctrl_c_while_a_module_is_loaded_that_swallows_it(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    code = "from semiseg.errors import one_line_errors\nwith one_line_errors():\n    import swallows"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{miniature.PIPELINE.parent}"}
+    stage = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (stage.returncode, stage.stderr) == (
+        130,
+        "error: interrupted; give the same command again to go on\n",
+    )
 
 
 def opened_for_writing(fifo: Path) -> list[int]:

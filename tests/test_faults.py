@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import checkpoint, config, engine
+from semiseg import checkpoint, config, engine, learning
 from semiseg.config import Optimiser
 from semiseg.device import enough_memory
 from semiseg.errors import UserError
@@ -22,7 +22,7 @@ from tests.tiny import tiny_network
 @pytest.fixture
 def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The miniature project with a tiny network, in this process."""
-    monkeypatch.setattr(engine, "build", lambda network, num_classes: tiny_network(num_classes))
+    monkeypatch.setattr(learning, "build", lambda network, num_classes: tiny_network(num_classes))
     return mini_project
 
 

@@ -87,6 +87,7 @@ def to_its_end(folder: Path) -> dict:
     with start(folder) as process:
         _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
+    checkpoint.forget(RUN.checkpoints)  # as evaluation does
     return checkpoint.read(RUN.artefacts / "model.pt")
 
 

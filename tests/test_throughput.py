@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import config, engine, throughput
+from semiseg import config, engine, learning, throughput
 from semiseg.config import RunConfig
 from semiseg.data import prepared, splits
 from semiseg.paths import Run
@@ -62,7 +62,7 @@ def test_what_begins_late_in_a_run_is_measured(
     logs: list[dict[str, float]] = []
 
     def learn(*arguments):
-        logged = engine.learn(*arguments)
+        logged = learning.learn(*arguments)
         logs.append({name: float(value) for name, value in logged.items()})
         return logged
 

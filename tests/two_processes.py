@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from semiseg import config, distributed, engine, launch, paths
+from semiseg import config, distributed, engine, launch, learning, paths
 from semiseg.config import Network, RunConfig
 from semiseg.data import prepared, splits
 from semiseg.models.layers import Dropout
@@ -78,13 +78,13 @@ def small_network(network: Network, num_classes: int) -> SegmentationNetwork:
     return built
 
 
-@mock.patch.object(engine, "build", small_network)
+@mock.patch.object(learning, "build", small_network)
 def train_all() -> None:
     for name, case in CASES.items():
         of_run = config_of(name)
         dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
         split = splits.read("mini-1_4", 0)
-        with mock.patch.object(engine, "synchronise", frozen if case.frozen else engine.synchronise):
+        with mock.patch.object(learning, "synchronise", frozen if case.frozen else learning.synchronise):
             engine.train(of_run, dataset, split, CPU)
 
 

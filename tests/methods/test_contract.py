@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import engine, method
+from semiseg import learning, method
 from semiseg.config import Geometry
 from semiseg.method import Labelled, Method, Task, Unlabelled
 from tests.miniature import METHODS
@@ -48,7 +48,7 @@ def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
 
 def take_step(learner: Method, name: str, step: int) -> tuple[torch.Tensor, method.Logs]:
     labelled, unlabelled = batch(name)
-    engine.seed_everything(0, step)
+    learning.seed_everything(0, step)
     return learner.training_step(labelled, unlabelled, step)
 
 
@@ -113,7 +113,7 @@ def test_after_a_step_only_the_teacher_has_moved(name: str) -> None:
 
 def test_the_predictor_is_one_of_the_scored_networks(name: str) -> None:
     learner = build(name)
-    assert engine.headline(learner) in engine.networks(learner)
+    assert learning.headline(learner) in learning.networks(learner)
 
 
 def test_it_trains_under_bf16_autocast(name: str) -> None:
