@@ -189,6 +189,7 @@ rule evaluate:
         history="results/runs/{recipe}/{split}/{seed}/history.csv",
     log:
         "logs/evaluate/{recipe}/{split}/{seed}.log",
+    priority: 1  # before further training: until then a run's last checkpoint is kept
     conda:
         "environment.yaml"
     threads: threads_of
