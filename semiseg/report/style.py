@@ -10,7 +10,7 @@ from semiseg.files import written_whole
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow (too pale on white).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 
 # Of classes in a panel: Okabe and Ito's seven, then Paul Tol's muted nine and four more, unlike ones first.
 CLASS_COLOURS = (
@@ -54,13 +54,16 @@ METADATA: dict[str, dict[str, str | None]] = {  # no date: the same figure is th
 def look(params: Params, recipe: str) -> dict[str, Any]:
     """The recipe's colour and marker, the same in every figure of every grid.
 
-    Those that bear their method's name come first, so that the main grids' never share a colour.
+    Those that bear their method's name have colours that no variant has. No two recipes share both, for up to
+    forty variants of three methods.
     """
-    place = sorted(params.recipes, key=lambda name: name != params.recipes[name].method).index(recipe)
-    return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
-    }
+    named = [name for name, each in params.recipes.items() if name == each.method]
+    if recipe in named:
+        place = named.index(recipe)
+        return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    colours = COLOURS[len(named) :] or COLOURS
+    turn, place = divmod([name for name in params.recipes if name not in named].index(recipe), len(colours))
+    return {"color": colours[place], "marker": MARKERS[(turn + place) % len(MARKERS)]}
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from semiseg.report.collect import Results
 from semiseg.report.style import look
 
 STYLES: tuple[Any, ...] = ("-", ":")  # of a plot's quantities
-FEW = 40  # points that are marked one by one
+MARKED = 8  # of a line's points, or all where there are fewer
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ CURVES = (
 CMB = (
     Plot("memory filled (%)", {"": "memory"}),
     Plot(
-        "spread of the attention's weights",
+        "attention weights' spread",
         {"predictions": "attention_prediction", "memory": "attention_memory"},
         factor=1,
         once="contrast",
@@ -110,7 +110,8 @@ def _over_steps(results: Results, plots: tuple[Plot, ...]) -> Figure | None:
                 if run.split == split:
                     _draw(axes, results, run, plot, found)
             axes.set_ylabel(plot.label)
-            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+            highest = axes.get_ylim()[1]
+            axes.set_ylim(-0.03 * highest, 1.05 * highest)  # a line of zeros is seen beside the axis
     for top, bottom, (plot, _) in zip(grid[0], grid[-1], columns, strict=True):
         bottom.set_xlabel("step")
         if len(plot.columns) > 1:
@@ -129,7 +130,6 @@ def _draw(
     for name, style in zip(plot.columns, STYLES, strict=False):
         if name in found:
             values = found[name]
-            points = {"marker": mark["marker"], "markersize": 3.5} if len(values) <= FEW else {}
             axes.plot(
                 values.index,
                 values,
@@ -137,5 +137,7 @@ def _draw(
                 linestyle=style,
                 linewidth=1.2,
                 alpha=0.85,
-                **points,
+                marker=mark["marker"],
+                markersize=3.5,
+                markevery=max(1, len(values) // MARKED),
             )
