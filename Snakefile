@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from semiseg import config as benchmark
+from semiseg.base import parameters
 from semiseg import ingredients
-from semiseg.errors import UserError
-from semiseg.paths import Run
+from semiseg.base.errors import UserError
+from semiseg.base.paths import Run
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
@@ -27,7 +27,7 @@ if workflow.config_settings.overwrite_config:
         "change params.yaml instead"
     )
 try:
-    PARAMS = benchmark.load(Path("params.yaml"))
+    PARAMS = parameters.load(Path("params.yaml"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 validate(config, "pipeline/params.schema.yaml", set_default=False)

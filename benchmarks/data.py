@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from semiseg import config
-from semiseg.config import Geometry
+from semiseg.base import parameters
+from semiseg.base.parameters import Geometry
 from semiseg.data import streams
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.palette import save_mask
@@ -192,13 +192,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    geometry = config.load().protocols["voc"].geometry
+    geometry = parameters.load().protocols["voc"].geometry
     with tempfile.TemporaryDirectory() as folder:
         if arguments.dataset is None:
             dataset = drawn(Path(folder), arguments.images)
         else:
-            datasets = config.load().datasets
-            dataset = open_dataset(arguments.dataset, config.look_up(datasets, arguments.dataset, "datasets"))
+            datasets = parameters.load().datasets
+            dataset = open_dataset(
+                arguments.dataset, parameters.look_up(datasets, arguments.dataset, "datasets")
+            )
         ids = [each for each in dataset.ids("train") if dataset.mask_path(each).is_file()]
         ids = ids[: arguments.images]
         measure(dataset, ids, geometry, arguments.workers, arguments.cache_mib, arguments.repeats)

@@ -5,18 +5,19 @@ Writes data/ingredients/, see semiseg/ingredients.py.
 
 import argparse
 
-from semiseg import config, ingredients, paths
-from semiseg.errors import one_line_errors
-from semiseg.files import write_text
+from semiseg import ingredients
+from semiseg.base import parameters, paths
+from semiseg.base.errors import one_line_errors
+from semiseg.base.files import write_text
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     # Here, for --help and ctrl-C need not wait for torch.
-    from semiseg import method
+    from semiseg.methods import contract
 
-    params = config.load()
-    method.check_options(params)
+    params = parameters.load()
+    contract.check_options(params)
     place = paths.DATA / "ingredients"
     texts = {place / file: text for file, text in ingredients.everything(params)}
     for file, text in texts.items():  # each whole: the other engine may start at the same time

@@ -2,17 +2,17 @@
 
 import argparse
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
 from semiseg.data import sources
-from semiseg.errors import one_line_errors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     name = parser.parse_args().dataset
-    params = config.load()
-    dataset = config.look_up(params.datasets, name, "datasets")
+    params = parameters.load()
+    dataset = parameters.look_up(params.datasets, name, "datasets")
     print(sources.prepare(name, dataset, params.downloads))
 
 

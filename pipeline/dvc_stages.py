@@ -6,10 +6,10 @@ DVC cannot compute a list, so somebody has to write which records a grid's table
 import argparse
 from pathlib import Path
 
-from semiseg import config
-from semiseg.config import Grid, Params
-from semiseg.errors import one_line_errors
-from semiseg.files import write_text
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Grid, Params
 
 # The grids of dvc.yaml: `dvc repro <grid>` runs one of them, `dvc repro` alone all. So the demo and the
 # Snakefile's DEFAULT_GRIDS are here; every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
@@ -228,7 +228,7 @@ def listed(values: list[str] | list[int]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    params = config.load()
+    params = parameters.load()
     write_text(Path("dvc.yaml"), targets(params))
     write_text(Path("pipeline", "dvc.yaml"), stages(params))
 

@@ -5,7 +5,7 @@ python pipeline/evaluate.py <recipe> <split> <seed>
 
 import argparse
 
-from semiseg.errors import one_line_errors
+from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
@@ -17,15 +17,17 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Here, for --help and ctrl-C need not wait for torch.
-    from semiseg import checkpoint, config, device, paths, record, scoring
+    from semiseg.base import parameters, paths
     from semiseg.data import prepared, splits
+    from semiseg.evaluation import evaluate, record
+    from semiseg.training import checkpoint, device
 
-    run = config.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
+    run = parameters.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     dataset = prepared.open_dataset(run.split.dataset, run.dataset)
     split = splits.read(arguments.split, arguments.seed)
     with device.claimed(run.protocol.threads) as chosen:
-        result = scoring.score_run(run, dataset, split, chosen)
-    scoring.condense_history(run.run)
+        result = evaluate.score_run(run, dataset, split, chosen)
+    evaluate.condense_history(run.run)
     record.write(result, run.run.metrics)
     checkpoint.forget(run.run.checkpoints)
     print(f"{run.run}: mIoU {result.miou:.1%} on {result.evaluated_on} ({result.headline}, last step)")

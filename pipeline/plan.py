@@ -6,8 +6,8 @@ With --measure some steps are trained, here and now, of what no finished run is 
 
 import argparse
 
-from semiseg import config
-from semiseg.errors import one_line_errors
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
@@ -23,9 +23,11 @@ def main() -> None:
     from semiseg.report import plan
     from semiseg.report.collect import collect
 
-    results, measured = collect(config.load(), arguments.grid), plan.NOTHING
+    results, measured = collect(parameters.load(), arguments.grid), plan.NOTHING
     if arguments.measure and (lacking := plan.without_estimate(results)):
-        from semiseg import throughput  # imports torch, for which a plan by finished runs need not wait
+        from semiseg.report import (
+            throughput,  # imports torch, for which a plan by finished runs need not wait
+        )
 
         measured = throughput.measured(lacking)
     print(plan.terminal(results, measured))

@@ -6,8 +6,8 @@ Without a grid only the page is rebuilt: it is a view over all records and belon
 import argparse
 import sys
 
-from semiseg import config
-from semiseg.errors import one_line_errors
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
@@ -15,13 +15,14 @@ def main() -> None:
     parser.add_argument("grid", nargs="?", help="a grid of params.yaml; without it, the page alone")
     name = parser.parse_args().grid
     # Here, for --help and ctrl-C need not wait for pandas and matplotlib.
-    from semiseg.report import dvc, figures, page
+    from semiseg.report import dvc, page
     from semiseg.report.collect import collect
+    from semiseg.report.figures import kinds
 
-    params = config.load()
+    params = parameters.load()
     if name is not None:
         results = collect(params, name)
-        figures.write(results)
+        kinds.write(results)
         dvc.write_plots(results)
     for refused in page.write(params):
         print(f"warning: not in {page.PAGE}: {refused}", file=sys.stderr)

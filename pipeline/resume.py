@@ -10,8 +10,8 @@ import sys
 from functools import partial
 from types import FrameType
 
-from semiseg.errors import EXIT_TRY_AGAIN, one_line_errors
-from semiseg.processes import end_with_parent
+from semiseg.base.errors import EXIT_TRY_AGAIN, one_line_errors
+from semiseg.base.processes import end_with_parent
 
 STARTS = 5  # at most
 

@@ -2,9 +2,9 @@
 
 import argparse
 
-from semiseg import config
-from semiseg.data import prepared, published, splits
-from semiseg.errors import UserError, one_line_errors
+from semiseg.base import parameters
+from semiseg.base.errors import UserError, one_line_errors
+from semiseg.data import lists, prepared, splits
 
 
 def main() -> None:
@@ -12,10 +12,10 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
-    name, seed, params = arguments.split, arguments.seed, config.load()
+    name, seed, params = arguments.split, arguments.seed, parameters.load()
     if seed < 0:
         raise UserError(f"{name}: seed {seed}: a seed is not negative")
-    split = config.look_up(params.splits, name, "splits")
+    split = parameters.look_up(params.splits, name, "splits")
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
     ids = dataset.ids("train")
     with_mask = tuple(each for each in ids if dataset.mask_path(each).is_file())
@@ -25,12 +25,12 @@ def main() -> None:
             f"params.yaml: splits: {name}: {count} labelled images are fewer than a batch of "
             f"{batch}; raise the ratio or lower protocols: {split.protocol}: labelled_batch"
         )
-    if split.family == config.DRAWN:
+    if split.family == parameters.DRAWN:
         without_mask = tuple(each for each in ids if each not in set(with_mask))
         written = splits.write(name, seed, with_mask, count, split.dataset, without_mask)
     else:
         family, source = params.families[split.family], params.datasets[split.dataset].source
-        written = published.write(name, seed, split.family, family, source, ids, count)
+        written = lists.write(name, seed, split.family, family, source, ids, count)
     print(
         f"{name}, seed {seed}: {len(written.labelled)} labelled, {len(written.unlabelled)} unlabelled images"
     )

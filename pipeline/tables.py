@@ -8,8 +8,8 @@ python pipeline/tables.py paper-dcc-voc
 
 import argparse
 
-from semiseg import config
-from semiseg.errors import one_line_errors
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     from semiseg.report import dvc, papers, published, tables
     from semiseg.report.collect import collect
 
-    params = config.load()
+    params = parameters.load()
     if name in published.load().tables:
         paper = papers.collect(params, name)
         written, text = papers.write(paper), papers.terminal(paper)

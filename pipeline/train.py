@@ -5,7 +5,7 @@ A run whose recipe or grid asks for several GPUs claims them and starts this sta
 
 import argparse
 
-from semiseg.errors import one_line_errors
+from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
@@ -15,10 +15,11 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Here, for --help and ctrl-C need not wait for torch.
-    from semiseg import checkpoint, config, device, distributed, engine, launch, paths
+    from semiseg.base import distributed, parameters, paths
     from semiseg.data import prepared, splits
+    from semiseg.training import checkpoint, device, launch, loop
 
-    params = config.load()
+    params = parameters.load()
     run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     gpus = params.gpus(run.run)
     dataset = prepared.open_dataset(run.split.dataset, run.dataset)
@@ -27,7 +28,7 @@ def main() -> None:
         with launch.one_of_several():
             chosen = device.of_process(run.protocol.threads)
             with distributed.joined(chosen):
-                engine.train(run, dataset, split, chosen)
+                loop.train(run, dataset, split, chosen)
         return
     with checkpoint.held(run.run):  # first, so that a second start does not wait for a device
         if gpus > 1:
@@ -35,7 +36,7 @@ def main() -> None:
                 launch.start(str(run.run), gpus)
         else:
             with device.claimed(run.protocol.threads) as chosen:
-                engine.train(run, dataset, split, chosen)
+                loop.train(run, dataset, split, chosen)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 import argparse
 import sys
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import one_line_errors
 from semiseg.data import prepared, verification
-from semiseg.errors import one_line_errors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     name = parser.parse_args().dataset
-    dataset = prepared.open_dataset(name, config.look_up(config.load().datasets, name, "datasets"))
+    dataset = prepared.open_dataset(name, parameters.look_up(parameters.load().datasets, name, "datasets"))
     sound = True
     for problem in verification.problems(dataset):
         print(f"error: {problem}", file=sys.stderr)

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from semiseg import paths
-from semiseg.config import Params, RunConfig, canonical, look_up
+from semiseg.base import paths
+from semiseg.base.parameters import Params, RunConfig, canonical, look_up
 from semiseg.report import published
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import checkpoint, config, engine, paths
+from semiseg.base import parameters, paths
 from semiseg.data import prepared, splits
 from semiseg.methods import supervised
+from semiseg.training import checkpoint, loop
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
 NAMES = ("supervised", "mini-1_4", 0)
@@ -19,10 +20,10 @@ WHERE = str(RUN.checkpoints)
 
 def train(run: paths.Run = RUN, **protocol: object) -> dict:
     """Train in this process, and forget what evaluation would; what is in model.pt."""
-    of_run = config.load().run(run)
+    of_run = parameters.load().run(run)
     of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
     dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
-    engine.train(of_run, dataset, splits.read(run.split, run.seed), torch.device("cpu"))
+    loop.train(of_run, dataset, splits.read(run.split, run.seed), torch.device("cpu"))
     checkpoint.forget(run.checkpoints)
     return checkpoint.read(run.artefacts / "model.pt")
 

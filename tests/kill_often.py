@@ -23,7 +23,8 @@ import pandas as pd
 import torch
 import yaml
 
-from semiseg import checkpoint, paths
+from semiseg.base import paths
+from semiseg.training import checkpoint
 from tests import miniature, processes
 
 STEPS = 12

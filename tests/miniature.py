@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 import yaml
 
-from semiseg import config, method
+from semiseg.base import parameters
 from semiseg.data import prepared, sources, splits
-from semiseg.method import Method, Task
+from semiseg.methods import contract
+from semiseg.methods.contract import Method, Task
 from tests.tiny import tiny_network
 
 PIPELINE = Path(__file__).parent.parent / "pipeline"
 STEPS = 6
 METHODS = sorted(
-    file.stem for file in Path(method.__file__).with_name("methods").glob("*.py") if file.stem != "__init__"
+    file.stem for file in Path(contract.__file__).with_name("methods").glob("*.py") if file.stem != "__init__"
 )
 
 PARAMS = {
@@ -68,7 +69,7 @@ PARAMS = {
 def create(folder: Path) -> None:
     """Write params.yaml, the dataset and the split of seed 0 into ``folder``, the working directory."""
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    params = config.load()
+    params = parameters.load()
     dataset = params.datasets["mini"]
     sources.prepare("mini", dataset)
     ids = prepared.open_dataset("mini", dataset).ids("train")
@@ -78,4 +79,4 @@ def create(folder: Path) -> None:
 def learner(name: str) -> Method:
     """The method ``name`` with its defaults around a tiny network of three classes."""
     torch.manual_seed(0)
-    return method.build(name, tiny_network(3), method.module(name).Config(), Task(10, 2, 0, 6))
+    return contract.build(name, tiny_network(3), contract.module(name).Config(), Task(10, 2, 0, 6))

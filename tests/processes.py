@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from semiseg import learning, scoring
+from semiseg.evaluation import evaluate
+from semiseg.training import step as learning
 from tests.miniature import METHODS, PIPELINE
 from tests.tiny import tiny_network
 
 DEFAULT = multiprocessing.get_start_method()
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["semiseg.engine", "semiseg.scoring", "semiseg.models.heads.deeplabv3plus"]
+    ["semiseg.training.loop", "semiseg.evaluation.evaluate", "semiseg.models.heads.deeplabv3plus"]
     + [f"semiseg.methods.{name}" for name in METHODS]
 )
 
@@ -95,7 +96,7 @@ def _run(place: Path, command: list[str], output: Path, file_size: int | None, t
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if tiny:
-        learning.build = scoring.build = lambda network, num_classes: tiny_network(num_classes)
+        learning.build = evaluate.build = lambda network, num_classes: tiny_network(num_classes)
         flush = os.fsync
         os.fsync = lambda number: (time.sleep(0.02), flush(number))[1]
     sys.argv = command

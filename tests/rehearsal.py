@@ -31,8 +31,8 @@ import torchvision
 import yaml
 
 from pipeline import dvc_stages
-from semiseg import config
-from semiseg.config import DRAWN
+from semiseg.base import parameters
+from semiseg.base.parameters import DRAWN
 from tests import project, releases
 from tests.project import ROOT
 
@@ -160,7 +160,7 @@ def in_this_process(script: str, *arguments: object) -> None:
 
 def train(names: list[str]) -> int:
     """Train and evaluate all runs of the tables ``names`` of the project that is the working directory."""
-    params = config.load()
+    params = parameters.load()
     runs = list(dict.fromkeys(run for name in names for run in params.grids[name].table()))
     in_this_process("check")
     for dataset in dict.fromkeys(params.splits[run.split].dataset for run in runs):

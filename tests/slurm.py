@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from semiseg import config
+from semiseg.base import parameters
 from tests import project
 
 GPUS = 4
@@ -233,7 +233,7 @@ def through_slurm(place: Path, environment: dict[str, str]) -> None:
             sys.exit(f"{recipe}: saved after step {step}; its sittings began at {sittings(place, recipe)}")
         how = "cancelled" if recipe == CANCELLED else "out of time"
         say(f"{recipe}: {how}, saved after step {step} and resumed there")
-    last = config.load(place / "params.yaml").protocols["demo"].steps
+    last = parameters.load(place / "params.yaml").protocols["demo"].steps
     if sittings(place, TRAINED) != [0, last]:
         sys.exit(f"{TRAINED}: cancelled in evaluation; its sittings began at {sittings(place, TRAINED)}")
     say(f"{TRAINED}: cancelled while it was evaluated, and not trained again")

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import checkpoint, paths
-from semiseg.checkpoint import Checkpoint
-from semiseg.errors import UserError, one_line_errors
+from semiseg.base import paths
+from semiseg.base.errors import UserError, one_line_errors
+from semiseg.training import checkpoint
+from semiseg.training.checkpoint import Checkpoint
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
 
@@ -192,7 +193,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
 
 HOLD = """
 import sys, time
-from semiseg import checkpoint, paths
+from semiseg.training import checkpoint
+from semiseg.base import paths
 with checkpoint.held(paths.Run("supervised", "mini-1_4", 0)):
     print("held", flush=True)
     time.sleep(600)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semiseg import config, method, paths
-from semiseg.errors import UserError
+from semiseg.base import parameters, paths
+from semiseg.base.errors import UserError
+from semiseg.methods import contract
 from semiseg.models.build import build
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +34,10 @@ TREE = {
 }
 
 
-def read(tmp_path: Path, tree: object) -> config.Params:
+def read(tmp_path: Path, tree: object) -> parameters.Params:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(tree))
-    return config.load(path)
+    return parameters.load(path)
 
 
 def with_value(keys: str, value: object) -> dict:
@@ -131,21 +132,21 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(TREE).replace("    steps: 10\n", "    steps: 10\n    steps: 20\n"))
     with pytest.raises(UserError, match=r"params\.yaml: not YAML: 'steps' stands twice"):
-        config.load(path)
+        parameters.load(path)
 
 
 def test_what_a_run_cannot_work_with_is_refused_before_it_starts(tmp_path: Path) -> None:
     tree = with_value("protocols.short.geometry.crop", 47)
     tree["recipes"]["dcc"] = {"method": "dcc"}
-    method.check_options(read(tmp_path, tree))  # no grid runs it
+    contract.check_options(read(tmp_path, tree))  # no grid runs it
     tree["grids"]["demo"]["recipes"].append("dcc")
     with pytest.raises(UserError, match="crop 47 is not a multiple of DCC's stride 8"):
-        method.check_options(read(tmp_path, tree))
+        contract.check_options(read(tmp_path, tree))
 
 
 def test_weights_that_are_not_there_stop_only_the_runs_that_need_them(tmp_path: Path) -> None:
     params = read(tmp_path, with_value("protocols.short.network.weights", "absent.pth"))
-    method.check_options(params)
+    contract.check_options(params)
     network = params.protocols["short"].network
     with pytest.raises(UserError, match=r"network: weights: absent\.pth: no such file; give imagenet, coco"):
         build(network, 2)
@@ -153,16 +154,16 @@ def test_weights_that_are_not_there_stop_only_the_runs_that_need_them(tmp_path: 
 
 def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not found; start from the project's folder"):
-        config.load(tmp_path / "params.yaml")
+        parameters.load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="not YAML"):
-        config.load(tmp_path / "params.yaml")
+        parameters.load(tmp_path / "params.yaml")
 
 
 def test_a_wrong_option_of_a_method_is_refused(tmp_path: Path) -> None:
     params = read(tmp_path, with_value("recipes.supervised.options", {"weight": 1}))
     with pytest.raises(UserError, match=r"recipes: supervised: options.*unknown key 'weight'"):
-        method.check_options(params)
+        contract.check_options(params)
 
 
 def test_a_table_reads_what_other_grids_run_on_its_splits_and_seeds(tmp_path: Path) -> None:
@@ -216,17 +217,17 @@ def test_a_recipes_option_goes_before_the_protocols(tmp_path: Path) -> None:
     [("1/16", 10582, 662), ("1/8", 10582, 1323), ("1/50", 10582, 212), ("1/8", 2975, 372), ("1", 367, 367)],
 )
 def test_the_published_counts_are_ceilings(ratio: str, images: int, count: int) -> None:
-    assert config.Split("voc", "unified", Fraction(ratio)).labelled_count(images) == count
+    assert parameters.Split("voc", "unified", Fraction(ratio)).labelled_count(images) == count
 
 
 def test_a_named_count_goes_before_the_ratio() -> None:
-    assert config.Split("voc", "unified", Fraction("1/4"), count=2645).labelled_count(10582) == 2645
+    assert parameters.Split("voc", "unified", Fraction("1/4"), count=2645).labelled_count(10582) == 2645
 
 
 def test_what_no_number_depends_on_is_no_part_of_a_runs_identity() -> None:
-    params = config.load(ROOT / "params.yaml")
+    params = parameters.load(ROOT / "params.yaml")
     run = params.run(paths.Run("cmb", "camvid_small-1_8", 0))
-    for name in config.WITHOUT_EFFECT:
+    for name in parameters.WITHOUT_EFFECT:
         other = dataclasses.replace(run.protocol, **{name: getattr(run.protocol, name) + 1})
         assert dataclasses.replace(run, protocol=other).digest() == run.digest()
     steps = dataclasses.replace(run.protocol, steps=run.protocol.steps + 1)

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from semiseg import config, record
+from semiseg.base import parameters
 from semiseg.data import splits
+from semiseg.evaluation import record
 from tests import miniature, project, releases
 from tests.releases import Server
 
@@ -25,7 +26,7 @@ LABELLED = ["2008_000002", "2007_000039"]
 def params(server: Server) -> dict[str, object]:
     tree = deepcopy(miniature.PARAMS)
     protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2, "image_cache_mib": 1}
-    names = config.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
+    names = parameters.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
     datasets = {
         "voc": {
             "source": "voc",

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import device
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
+from semiseg.training import device
 
 FORK = multiprocessing.get_context("fork")  # a process each, without importing torch each time
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, multiprocessing
 from torch import distributed as torch_distributed
 
-from semiseg import distributed
+from semiseg.base import distributed
 from semiseg.data.augment import Pixels, classmix, random_scale_crop
 from semiseg.losses import cross_entropy
 from semiseg.models.layers import Dropout

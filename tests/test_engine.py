@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from semiseg import checkpoint, config, engine, learning, paths, provenance
-from semiseg.config import Optimiser
+from semiseg.base import parameters, paths, provenance
+from semiseg.base.parameters import Optimiser
 from semiseg.data import prepared, splits
-from semiseg.history import Diverged, History
+from semiseg.training import checkpoint, loop
+from semiseg.training import step as learning
+from semiseg.training.history import Diverged, History
 from tests import miniature
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
@@ -26,11 +28,11 @@ CPU = torch.device("cpu")
 
 def train(run: paths.Run = RUN, **protocol: object) -> Path:
     """Train in this process, and forget what evaluation would."""
-    params = config.load()
+    params = parameters.load()
     of_run = params.run(run)
     of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
     dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
-    engine.train(of_run, dataset, splits.read(run.split, run.seed), CPU)
+    loop.train(of_run, dataset, splits.read(run.split, run.seed), CPU)
     checkpoint.forget(run.checkpoints)
     return run.artefacts / "model.pt"
 
@@ -146,7 +148,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(
         _, said = process.communicate(timeout=60)
     assert second.returncode == 2
     assert f"being trained by process {process.pid}" in second.stderr
-    assert process.returncode == engine.Interrupted.exit_status
+    assert process.returncode == loop.Interrupted.exit_status
     assert "start it again to go on" in said.splitlines()[-1]
     saved = torch.load(RUN.checkpoints / "last.pt", weights_only=True)
     assert saved["step"] > 0

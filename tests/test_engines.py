@@ -17,12 +17,13 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
 from pipeline import dvc_stages
-from semiseg import checkpoint, config, paths
+from semiseg.base import parameters, paths
+from semiseg.training import checkpoint
 from tests import project
 from tests.faults import same
 from tests.project import ROOT, dvc_commands, edit, git, snakemake_commands, succeed
 
-PARAMS = config.load(ROOT / "params.yaml")
+PARAMS = parameters.load(ROOT / "params.yaml")
 CHECK = "python pipeline/check.py"  # Snakemake runs it as it starts, before any rule
 TRAIN = "python pipeline/resume.py pipeline/train.py"
 RUN = paths.Run("supervised", "shapes-1_20", 0)
@@ -59,7 +60,7 @@ def planned_by_dvc(repo: Repo, target: str) -> list[str]:
     return sorted(stage.cmd for stage in steps)
 
 
-def in_table(grid: config.Grid) -> list[str]:
+def in_table(grid: parameters.Grid) -> list[str]:
     recipes = [*grid.recipes, *grid.beside]
     return sorted(
         f"{recipe} {split} {seed}" for recipe in recipes for split in grid.splits for seed in grid.seeds

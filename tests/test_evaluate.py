@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semiseg import evaluate
-from semiseg.config import Network
-from semiseg.errors import UserError
-from semiseg.evaluate import confusion, score
-from semiseg.metrics import confusion_matrix
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network
+from semiseg.evaluation import score
+from semiseg.evaluation.metrics import confusion_matrix
+from semiseg.evaluation.score import confusion
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 
@@ -40,7 +40,7 @@ def image_of(ids: Tensor) -> Tensor:
     return (nn.functional.one_hot(ids, 3).permute(2, 0, 1) * 200).to(torch.uint8)
 
 
-def photographs(*sizes: tuple[int, int]) -> list[evaluate.Image]:
+def photographs(*sizes: tuple[int, int]) -> list[score.Image]:
     drawn = []
     for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(number)
@@ -65,14 +65,14 @@ def test_a_constant_network_on_three_sizes_by_hand():
 
 
 def test_a_class_in_neither_has_no_iou():
-    figures = score(torch.tensor([[2, 0, 0], [2, 4, 0], [0, 0, 0]]), ["a", "b", "c"])
+    figures = score.score(torch.tensor([[2, 0, 0], [2, 4, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert figures.iou == {"a": 0.5, "b": 4 / 6, "c": None}
     assert figures.miou == pytest.approx((0.5 + 4 / 6) / 2)
 
 
 def test_nothing_counted_is_an_error():
     with pytest.raises(UserError, match="nothing to score"):
-        score(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+        score.score(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
 
 
 def test_every_pixel_is_scored_at_its_own_place():
@@ -101,9 +101,9 @@ def test_every_image_is_shown_with_what_each_network_makes_of_it():
 
 
 def test_batches_hold_neighbours_of_one_size_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(evaluate, "BATCH_PIXELS", 2 * 5 * 8)
+    monkeypatch.setattr(score, "BATCH_PIXELS", 2 * 5 * 8)
     images = photographs((5, 8), (5, 8), (5, 8), (8, 5), (5, 8), (40, 40), (40, 40))
-    batches = [[name for name, _, _ in batch] for batch in evaluate._batches(images)]
+    batches = [[name for name, _, _ in batch] for batch in score._batches(images)]
     assert batches == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6"]]
     together = confusion({"student": brightest_channel()}, images, 3, CPU, "fp32")["student"]
     alone = [

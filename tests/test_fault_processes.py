@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import checkpoint
+from semiseg.training import checkpoint
 from tests import miniature, processes
 from tests.faults import NAMES, RUN, WHERE, edit
 from tests.kill_often import Ending, ending
@@ -285,7 +285,7 @@ def test_ctrl_c_while_a_module_is_loaded_that_swallows_it(tmp_path: Path) -> Non
     (tmp_path / "swallows.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     )
-    code = "from semiseg.errors import one_line_errors\nwith one_line_errors():\n    import swallows"
+    code = "from semiseg.base.errors import one_line_errors\nwith one_line_errors():\n    import swallows"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{miniature.PIPELINE.parent}"}
     stage = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (stage.returncode, stage.stderr) == (

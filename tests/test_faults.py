@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import checkpoint, config, engine, learning
-from semiseg.config import Optimiser
-from semiseg.device import enough_memory
-from semiseg.errors import UserError
-from semiseg.evaluate import confusion
-from semiseg.history import Diverged
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Optimiser
+from semiseg.evaluation.score import confusion
 from semiseg.methods import supervised
+from semiseg.training import checkpoint, loop
+from semiseg.training import step as learning
+from semiseg.training.device import enough_memory
+from semiseg.training.history import Diverged
 from tests.faults import RUN, WHERE, during_step, edit, interrupt, same, train
 from tests.tiny import tiny_network
 
@@ -174,7 +176,7 @@ def test_a_clock_that_was_set_back(tiny: Path) -> None:
     whole = train()
     with during_step(5, interrupt), pytest.raises(KeyboardInterrupt):
         train()
-    saved = checkpoint.load(RUN.checkpoints, config.load().run(RUN).digest())
+    saved = checkpoint.load(RUN.checkpoints, parameters.load().run(RUN).digest())
     saved.started = "2999-01-01T00:00:00Z"  # what the clock said before it was set back
     saved.save(RUN.checkpoints)
     again = train()
@@ -185,7 +187,7 @@ def test_a_clock_that_was_set_back(tiny: Path) -> None:
 
 
 def test_durations_come_from_a_clock_that_nobody_sets() -> None:
-    root = Path(engine.__file__).parents[1]
+    root = Path(loop.__file__).parents[1]
     files = [*root.glob("semiseg/**/*.py"), *root.glob("pipeline/*.py")]
     asks = [file.name for file in files if re.search(r"time\.time\(|datetime\.now\(", file.read_text())]
     assert asks == ["provenance.py"]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg.feature_bank import FeatureBank
+from semiseg.models.feature_bank import FeatureBank
 
 
 def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:

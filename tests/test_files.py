@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.files import write_text, written_whole
+from semiseg.base.files import write_text, written_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import config, ingredients
-from semiseg.paths import Run
+from semiseg import ingredients
+from semiseg.base import parameters
+from semiseg.base.paths import Run
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def params() -> config.Params:
-    return config.load(ROOT / "params.yaml")
+def params() -> parameters.Params:
+    return parameters.load(ROOT / "params.yaml")
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_digest_of_a_function_that_is_only_a_docstring(library: Path) -> None:
     assert len(ingredients.digest(Path("semiseg/a.py"))) == 64
 
 
-def test_a_run_depends_on_its_own_method_and_the_loop(params: config.Params) -> None:
+def test_a_run_depends_on_its_own_method_and_the_loop(params: parameters.Params) -> None:
     code = {
         recipe: ingredients.train(params, Run(recipe, "shapes-1_20", 0))["code"]
         for recipe in ("supervised", "cmb", "dcc")
@@ -85,12 +86,12 @@ def test_a_run_depends_on_its_own_method_and_the_loop(params: config.Params) -> 
         assert not any(file.startswith("semiseg/report/") for file in files)
 
 
-def test_ingredients_of_a_run_do_not_name_its_seed(params: config.Params) -> None:
+def test_ingredients_of_a_run_do_not_name_its_seed(params: parameters.Params) -> None:
     first, second = (ingredients.train(params, Run("cmb", "camvid-1_8", seed)) for seed in (0, 1))
     assert first == second
 
 
-def test_a_run_does_not_depend_on_the_memory_for_its_images(params: config.Params) -> None:
+def test_a_run_does_not_depend_on_the_memory_for_its_images(params: parameters.Params) -> None:
     run = Run("cmb", "camvid-1_8", 0)
     before = ingredients.train(params, run)
     protocol = params.protocols["camvid"]
@@ -99,7 +100,7 @@ def test_a_run_does_not_depend_on_the_memory_for_its_images(params: config.Param
     assert ingredients.train(dataclasses.replace(params, protocols=protocols), run) == before
 
 
-def test_a_waterfall_decides_the_figures_of_its_grid_and_nothing_else(params: config.Params) -> None:
+def test_a_waterfall_decides_the_figures_of_its_grid_and_nothing_else(params: parameters.Params) -> None:
     name = "camvid-cmb-losses"
     turned = dataclasses.replace(params.grids[name], waterfall=params.grids[name].waterfall[::-1])
     other = dataclasses.replace(params, grids={**params.grids, name: turned})
@@ -107,13 +108,13 @@ def test_a_waterfall_decides_the_figures_of_its_grid_and_nothing_else(params: co
     assert {file for file in before if before[file] != after[file]} == {Path("report", f"{name}.json")}
 
 
-def test_a_split_does_not_depend_on_the_protocol(params: config.Params) -> None:
+def test_a_split_does_not_depend_on_the_protocol(params: parameters.Params) -> None:
     moved = dataclasses.replace(params.splits["camvid-1_8"], protocol="demo")
     other = dataclasses.replace(params, splits={**params.splits, "camvid-1_8": moved})
     assert ingredients.split(other, "camvid-1_8") == ingredients.split(params, "camvid-1_8")
 
 
-def test_every_stage_of_every_grid_has_its_ingredients(params: config.Params) -> None:
+def test_every_stage_of_every_grid_has_its_ingredients(params: parameters.Params) -> None:
     files = dict(ingredients.everything(params))
     for name, grid in params.grids.items():
         assert Path("tables", f"{name}.json") in files
@@ -126,7 +127,7 @@ def test_every_stage_of_every_grid_has_its_ingredients(params: config.Params) ->
 
 
 def test_a_table_depends_on_the_published_figures_beside_it(
-    params: config.Params, monkeypatch: pytest.MonkeyPatch
+    params: parameters.Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     beside = ingredients.tables(params, "voc")["numbers"]["published"]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from semiseg import checkpoint, config, engine, paths
+from semiseg.base import parameters, paths
+from semiseg.training import checkpoint, loop
 from tests import miniature, project
 from tests.faults import same
 
@@ -57,7 +58,7 @@ def test_a_dead_process_ends_the_run_and_the_next_start_goes_on(mini_project: Pa
     assert f"error: {RUN}: process " in line
     assert "of 2 was killed (SIGKILL); start the run again" in line
     assert "Traceback" not in said
-    assert process.returncode == engine.Interrupted.exit_status
+    assert process.returncode == loop.Interrupted.exit_status
     reached = step_saved()
     assert reached >= 2
 
@@ -69,10 +70,10 @@ def test_a_dead_process_ends_the_run_and_the_next_start_goes_on(mini_project: Pa
         _, said = process.communicate(timeout=120)
     assert f"error: {RUN}: stopped by SIGTERM; start it again" in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert process.returncode == engine.Interrupted.exit_status
+    assert process.returncode == loop.Interrupted.exit_status
     assert step_saved() > reached
     assert not (RUN.artefacts / "model.pt").exists()
-    assert config.load().gpus(RUN) == 2
+    assert parameters.load().gpus(RUN) == 2
 
 
 def ended(process: "subprocess.Popen[str]") -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.memory import ClassMemory
+from semiseg.models.class_memory import ClassMemory
 
 
 class PlainMemory:

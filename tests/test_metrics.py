@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.metrics import confusion_matrix, iou, mean_iou, true_negatives
+from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou, true_negatives
 
 
 def counted_one_by_one(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:

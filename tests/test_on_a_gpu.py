@@ -13,14 +13,17 @@ import pandas as pd
 import pytest
 import torch
 
-from semiseg import checkpoint, config, engine, learning, paths, throughput
-from semiseg.checkpoint import Checkpoint, Networks
-from semiseg.config import Geometry, RunConfig
+from semiseg.base import parameters, paths
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Geometry, RunConfig
 from semiseg.data import prepared, splits
 from semiseg.data.streams import evaluation_images
-from semiseg.errors import UserError
-from semiseg.evaluate import confusion
+from semiseg.evaluation.score import confusion
 from semiseg.models.build import build
+from semiseg.report import throughput
+from semiseg.training import checkpoint, loop
+from semiseg.training import step as learning
+from semiseg.training.checkpoint import Checkpoint, Networks
 from tests import miniature, project
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -35,14 +38,14 @@ def as_a_run_computes(mini_project: Path) -> None:
 
 
 def run_of(recipe: str, **protocol: object) -> RunConfig:
-    of_run = config.load().run(paths.Run(recipe, "mini-1_4", 0))
+    of_run = parameters.load().run(paths.Run(recipe, "mini-1_4", 0))
     return replace(of_run, protocol=replace(of_run.protocol, **protocol))
 
 
 def train(of_run: RunConfig, device: torch.device = GPU) -> Networks:
     """Train, and forget what evaluation would; the networks after the last step."""
     dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
-    engine.train(of_run, dataset, splits.read(of_run.run.split, of_run.run.seed), device)
+    loop.train(of_run, dataset, splits.read(of_run.run.split, of_run.run.seed), device)
     checkpoint.forget(of_run.run.checkpoints)
     last: Networks = checkpoint.read(of_run.run.artefacts / "model.pt")["last"]
     return last

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg import record
-from semiseg.errors import UserError
-from semiseg.paths import Run
-from semiseg.scoring import condense_history, condensed
+from semiseg.base.errors import UserError
+from semiseg.base.paths import Run
+from semiseg.evaluation import record
+from semiseg.evaluation.evaluate import condense_history, condensed
 
 ROOT = Path(__file__).parents[1]
 

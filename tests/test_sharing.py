@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from semiseg import config
+from semiseg.base import parameters
 from tests import project
 
 IDS = "0,1,2,3"
@@ -22,7 +22,7 @@ CLAIM = f"""
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, "quick")
-from semiseg import device
+from semiseg.training import device
 
 with device.claimed(1):
     held, gpu, began = Path(os.environ["HELD"]), os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic()
@@ -71,7 +71,7 @@ def test_engines_and_checkouts_side_by_side_never_put_two_runs_on_one_device(tmp
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
     notes = [line.split() for line in held.with_suffix(".txt").read_text().splitlines()]
-    grids = config.load(here / "params.yaml").grids
+    grids = parameters.load(here / "params.yaml").grids
     runs = sum(len(list(grids[name].runs())) for name in ("demo", "camvid-small", "demo"))
     assert len(notes) == 2 * runs, "each is trained and evaluated"
     assert {gpu for gpu, _, _ in notes} == set(IDS.split(","))

@@ -15,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from semiseg import paths, record
-from semiseg.metrics import confusion_matrix, mean_iou
+from semiseg.base import paths
+from semiseg.evaluation import record
+from semiseg.evaluation.metrics import confusion_matrix, mean_iou
 from tests import miniature
 
 RUN = paths.Run("supervised", "mini-1_4", 0)

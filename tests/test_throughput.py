@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import config, engine, learning, throughput
-from semiseg.config import RunConfig
+from semiseg.base import parameters
+from semiseg.base.parameters import RunConfig
+from semiseg.base.paths import Run
 from semiseg.data import prepared, splits
-from semiseg.paths import Run
+from semiseg.report import throughput
+from semiseg.training import loop
+from semiseg.training import step as learning
 from tests import miniature
 
 CPU = torch.device("cpu")
 
 
 def run(method: str) -> RunConfig:
-    return config.load().run(Run(method, "mini-1_4", 0))
+    return parameters.load().run(Run(method, "mini-1_4", 0))
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +42,7 @@ def test_the_size_is_that_of_the_model_which_a_run_writes(mini_project: Path, me
     found = throughput.measure(run(method), CPU)
     decided = run(method)
     dataset = prepared.open_dataset("mini", decided.dataset)
-    engine.train(decided, dataset, splits.read("mini-1_4", 0), CPU)
+    loop.train(decided, dataset, splits.read("mini-1_4", 0), CPU)
     assert found.size == pytest.approx((decided.run.artefacts / "model.pt").stat().st_size, rel=0.01)
 
 

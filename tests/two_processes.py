@@ -10,12 +10,14 @@ from unittest import mock
 import torch
 from torch import nn
 
-from semiseg import config, distributed, engine, launch, learning, paths
-from semiseg.config import Network, RunConfig
+from semiseg.base import distributed, parameters, paths
+from semiseg.base.parameters import Network, RunConfig
 from semiseg.data import prepared, splits
 from semiseg.models.layers import Dropout
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.pixel_heads import ClassAttention
+from semiseg.training import launch, loop
+from semiseg.training import step as learning
 from tests import miniature
 from tests.tiny import tiny_network
 
@@ -54,7 +56,7 @@ def run_of(name: str) -> paths.Run:
 
 def config_of(name: str) -> RunConfig:
     case = CASES[name]
-    plain = config.load().run(paths.Run(case.method, "mini-1_4", 0))
+    plain = parameters.load().run(paths.Run(case.method, "mini-1_4", 0))
     protocol = replace(
         plain.protocol, steps=case.steps, labelled_batch=4, unlabelled_batch=4,
         log_every=1, validate_every=case.steps,
@@ -85,7 +87,7 @@ def train_all() -> None:
         dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
         split = splits.read("mini-1_4", 0)
         with mock.patch.object(learning, "synchronise", frozen if case.frozen else learning.synchronise):
-            engine.train(of_run, dataset, split, CPU)
+            loop.train(of_run, dataset, split, CPU)
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from typing import BinaryIO, Never
 from filelock import FileLock
 from tqdm import tqdm
 
-from semiseg import paths
-from semiseg.config import Download
-from semiseg.errors import UserError
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Download
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without an answer

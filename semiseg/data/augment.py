@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
+from semiseg.base.distributed import following, own, size
 from semiseg.data.decoding import IGNORE
-from semiseg.distributed import following, own, size
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 
 # Memory without a name: a forked process inherits it, and it goes with the last one, however that ends.
 FORK = get_context("fork")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 
 IGNORE = 255  # the mask value that no loss and no metric counts: unknown, void, padding
 # What Pillow raises for a file that it cannot decode.

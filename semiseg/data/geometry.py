@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-from semiseg.config import Geometry
+from semiseg.base.parameters import Geometry
 from semiseg.data.decoding import IGNORE
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour, zero once normalised

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from semiseg import paths
-from semiseg.config import Dataset, canonical
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, canonical
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
 from semiseg.data.splits import digest, read_ids
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 MANIFEST = "manifest.json"
 VOID = "(ignored)"  # pixels of 255, in the manifest

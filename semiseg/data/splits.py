@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from semiseg import paths
-from semiseg.config import DRAWN
-from semiseg.errors import UserError
-from semiseg.files import write_text
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import DRAWN
 
 
 @dataclass(frozen=True)

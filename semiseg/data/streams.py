@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from semiseg import distributed
-from semiseg.config import Geometry
+from semiseg.base import distributed
+from semiseg.base.errors import EXIT_TRY_AGAIN, UserError
+from semiseg.base.parameters import Geometry
+from semiseg.base.processes import end_with_parent
 from semiseg.data.cache import FORK, SharedCache
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.reading import read_image, read_mask
-from semiseg.errors import EXIT_TRY_AGAIN, UserError
-from semiseg.processes import end_with_parent
 
 LABELLED, UNLABELLED = 0, 1
 
@@ -221,7 +221,7 @@ def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from items
     except UserError as error:
         raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix("semiseg.errors.UserError: ")
+            str(error).strip().splitlines()[-1].removeprefix("semiseg.base.errors.UserError: ")
         ) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         # The latter two where a batch is still to be fetched from the worker that has read it.

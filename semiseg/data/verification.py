@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterator
 
+from semiseg.base.errors import UserError
 from semiseg.data.decoding import decode_image, decode_mask
 from semiseg.data.prepared import PreparedDataset, read_manifest
-from semiseg.errors import UserError
 
 
 def problems(dataset: PreparedDataset) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from semiseg.config import Geometry
+from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import pad_image, resize_image
 
 DRAWS = 50  # of a second crop, until the first is taken twice

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from semiseg.distributed import summed
+from semiseg.base.distributed import summed
 
 CHUNK = 4096  # rows that are in double precision at a time
 

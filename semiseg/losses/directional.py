@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from semiseg.distributed import global_mean
+from semiseg.base.distributed import global_mean
 from semiseg.losses import directional_blocks
 from semiseg.losses.directional_blocks import Pairs
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 from semiseg.losses.directional_blocks import Pairs
 
 try:

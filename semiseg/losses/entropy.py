@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from semiseg.distributed import global_mean
+from semiseg.base.distributed import global_mean
 
 
 def entropy_loss(logits: Tensor, valid: Tensor | None = None, *, normalised: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semiseg.distributed import global_mean
+from semiseg.base.distributed import global_mean
 
 IGNORE = 255  # the label of a pixel that does not count
 

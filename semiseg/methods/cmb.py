@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semiseg import distributed, method
-from semiseg.config import Geometry
+from semiseg.base import distributed
+from semiseg.base.parameters import Geometry
 from semiseg.data.augment import (
     Pixels,
     classmix,
@@ -27,9 +27,10 @@ from semiseg.data.augment import (
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
-from semiseg.memory import ClassMemory
-from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods import contract
+from semiseg.methods.contract import IGNORE, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
+from semiseg.models.class_memory import ClassMemory
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.pixel_heads import ClassAttention, PixelHead
 
@@ -95,7 +96,7 @@ def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry)
     return {"image": crop, "mask": mask}
 
 
-class Method(method.Method):
+class Method(contract.Method):
     label_frequencies: Tensor  # (C,) float32, pixels of each class, a mean over the labelled images seen
     pseudo_frequencies: Tensor  # (C,) float32, the same of pseudo-labels, over about the last pass
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
-from semiseg import method
-from semiseg.config import Geometry
+from semiseg.base.distributed import gathered, global_mean
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Geometry
 from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale
 from semiseg.data.views import context_views, counterparts, unflipped
-from semiseg.distributed import gathered, global_mean
-from semiseg.errors import UserError
-from semiseg.feature_bank import FeatureBank
 from semiseg.losses import cross_entropy, directional_contrastive_loss
-from semiseg.method import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods import contract
+from semiseg.methods.contract import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models.feature_bank import FeatureBank
 from semiseg.models.network import SegmentationNetwork
 
 
@@ -98,7 +98,7 @@ class Seen(NamedTuple):
     box: Tensor  # (B, 4), the overlap in pixels
 
 
-class Method(method.Method):
+class Method(contract.Method):
     def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
         super().__init__(student)
         channels = student.feature_channels

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from semiseg import method
-from semiseg.config import Geometry
+from semiseg.base.parameters import Geometry
 from semiseg.losses import cross_entropy
-from semiseg.method import Labelled, Logs, Task, Unlabelled
+from semiseg.methods import contract
+from semiseg.methods.contract import Labelled, Logs, Task, Unlabelled
 from semiseg.models.network import SegmentationNetwork
 
 
@@ -21,7 +21,7 @@ def views(config: Config, geometry: Geometry) -> None:
     return None
 
 
-class Method(method.Method):
+class Method(contract.Method):
     def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
         super().__init__(student)
 

@@ -2,10 +2,10 @@
 
 import importlib
 
-from semiseg.config import Network
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network
 from semiseg.models import weights
-from semiseg.models.backbones import ResNet
+from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.network import SegmentationNetwork
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad, relu
 
-from semiseg.distributed import summed
+from semiseg.base.distributed import summed
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):

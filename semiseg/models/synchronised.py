@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from semiseg import distributed
+from semiseg.base import distributed
 from semiseg.models.pixel_heads import MaskedBatchNorm
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from semiseg.config import Network
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network
 from semiseg.data import archives
-from semiseg.errors import UserError
 from semiseg.models.network import SegmentationNetwork
 
 # torchvision's IMAGENET1K_V1; the digits in a name begin the file's sha256.

@@ -8,11 +8,11 @@ from fractions import Fraction
 import numpy as np
 from scipy.stats import bootstrap
 
-from semiseg import record
-from semiseg.config import Dataset, Grid, Params, Protocol, look_up
-from semiseg.errors import UserError
-from semiseg.paths import Run
-from semiseg.record import Record, Scores
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Dataset, Grid, Params, Protocol, look_up
+from semiseg.base.paths import Run
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Record, Scores
 from semiseg.report import published
 from semiseg.report.published import Printed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from semiseg.files import write_text
-from semiseg.paths import RESULTS
+from semiseg.base.files import write_text
+from semiseg.base.paths import RESULTS
 from semiseg.report import tables
 from semiseg.report.collect import Results
 

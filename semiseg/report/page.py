@@ -16,14 +16,15 @@ from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from semiseg.config import Params
-from semiseg.errors import UserError
-from semiseg.files import write_text
-from semiseg.paths import RESULTS, Run
-from semiseg.record import Record
-from semiseg.report import figures, papers, published, tables
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Params
+from semiseg.base.paths import RESULTS, Run
+from semiseg.evaluation.record import Record
+from semiseg.report import papers, published, tables
 from semiseg.report.collect import Results, best, collect, last
-from semiseg.report.figures import Kind
+from semiseg.report.figures import kinds
+from semiseg.report.figures.kinds import Kind
 from semiseg.report.papers import Paper
 
 PAGE = RESULTS / "report.html"
@@ -111,7 +112,7 @@ def _section(results: Results) -> Mapping[str, Any]:
         "best": tables.layout(results, best) if begun else None,
         "warning": tables.warning(results),
         "missing": tables.missing(results),
-        "notes": [*tables.notes(results), *(figures.lacking(results) if begun else ())],
+        "notes": [*tables.notes(results), *(kinds.lacking(results) if begun else ())],
         **evidence,
     }
 
@@ -139,7 +140,7 @@ def _evidence(
         "name": name,
         "begun": done > 0,
         "progress": f"{done} of {tables.runs_of(len(wanted))}",
-        "figures": [_figure(kind, path, title, recipes) for kind, path in figures.shown(name) if done],
+        "figures": [_figure(kind, path, title, recipes) for kind, path in kinds.shown(name) if done],
         "columns": COLUMNS,
         "runs": [_row(record) for record in records.values()],
         "cost": cost(list(records.values())),

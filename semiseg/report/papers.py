@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from semiseg.config import Grid, Params
-from semiseg.errors import UserError
-from semiseg.files import write_text
-from semiseg.paths import RESULTS, Run
-from semiseg.record import Record
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Grid, Params
+from semiseg.base.paths import RESULTS, Run
+from semiseg.evaluation.record import Record
 from semiseg.report import published, tables
 from semiseg.report.collect import Summary, by_grid, command, finished, share, summarise
 from semiseg.report.published import PaperTable, Printed, Reference

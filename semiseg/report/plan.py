@@ -10,10 +10,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from semiseg import record
-from semiseg.config import RunConfig, canonical
-from semiseg.paths import RESULTS, Run
-from semiseg.record import Record
+from semiseg.base.parameters import RunConfig, canonical
+from semiseg.base.paths import RESULTS, Run
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import Results, command
 from semiseg.report.tables import runs_of
 

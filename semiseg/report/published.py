@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from semiseg.config import Network, Params
-from semiseg.errors import UserError
-from semiseg.paths import RESULTS
-from semiseg.tree import from_tree
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network, Params
+from semiseg.base.paths import RESULTS
+from semiseg.base.tree import from_tree
 
 FIGURES = RESULTS / "reference" / "paper_results.csv"
 TABLES = RESULTS / "reference" / "tables.yaml"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from semiseg.config import Protocol
-from semiseg.files import write_text
-from semiseg.paths import RESULTS, Run
-from semiseg.record import Record
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Protocol
+from semiseg.base.paths import RESULTS, Run
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import BASELINE, Pick, Results, Summary, best, command, last
 from semiseg.report.published import Printed
 

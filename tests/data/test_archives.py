@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from semiseg.base.errors import UserError
 from semiseg.data import archives
-from semiseg.errors import UserError
 
 BODY = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(BODY).hexdigest()

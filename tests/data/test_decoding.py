@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from semiseg.base.errors import UserError
 from semiseg.data.decoding import decode_image, decode_mask
 from semiseg.data.reading import read_image, read_mask
-from semiseg.errors import UserError
 
 MASK = np.array([[0, 1, 255], [2, 1, 0]], dtype=np.uint8)
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources
-from semiseg.errors import UserError
 from tests import releases
 
-OWN = config.Dataset("folder", ("nothing", "thing"), options={"path": "mine"})
+OWN = parameters.Dataset("folder", ("nothing", "thing"), options={"path": "mine"})
 MASK = np.array([[0, 1, 1], [255, 0, 1]], dtype=np.uint8)
 
 
@@ -100,4 +100,4 @@ def test_what_is_wrong_in_the_folder_is_said_in_one_line(bad: str, own: Path) ->
 
 def test_the_folder_must_be_named() -> None:
     with pytest.raises(UserError, match=r"datasets: own: options: missing key 'path'"):
-        sources.prepare("own", config.Dataset("folder", OWN.classes))
+        sources.prepare("own", parameters.Dataset("folder", OWN.classes))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-from semiseg.config import Geometry
+from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import (
     PADDING,
     pad_image,

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
+from semiseg.base.tree import from_tree
 from semiseg.data import prepared, sources
 from semiseg.data.sources import shapes
-from semiseg.errors import UserError
-from semiseg.tree import from_tree
 from tests import miniature
 
 OWN = prepared.Layout()
-DATASET = config.Dataset("shapes", ("ground", "thing"))
+DATASET = parameters.Dataset("shapes", ("ground", "thing"))
 
 
 def own(folder: Path, layout: prepared.Layout = OWN) -> None:
@@ -77,13 +77,13 @@ def test_the_digest_follows_ids_and_labels(project: Path) -> None:
 def test_other_settings_are_not_taken_for_the_prepared_ones(project: Path) -> None:
     own(Path("data/mine"))
     prepared.write_manifest(Path("data/mine"), DATASET, OWN, ("train", "val"), {})
-    other = config.Dataset("shapes", ("ground", "thing", "more"))
+    other = parameters.Dataset("shapes", ("ground", "thing", "more"))
     assert prepared.is_prepared("mine", DATASET)
     assert not prepared.is_prepared("mine", other)
     with pytest.raises(UserError, match=r"from other settings .*python pipeline/download\.py mine"):
         prepared.open_dataset("mine", other)
     # where it is scored says nothing about the files
-    assert prepared.is_prepared("mine", config.Dataset("shapes", ("ground", "thing"), evaluate="test"))
+    assert prepared.is_prepared("mine", parameters.Dataset("shapes", ("ground", "thing"), evaluate="test"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"counts": {}}'])
@@ -129,7 +129,7 @@ def test_what_training_could_not_read_has_no_manifest(project: Path, breaking: A
     assert not prepared.is_prepared("mine", DATASET)
 
 
-MINI = from_tree(config.Dataset, miniature.PARAMS["datasets"]["mini"], "mini")
+MINI = from_tree(parameters.Dataset, miniature.PARAMS["datasets"]["mini"], "mini")
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_passes_for_whole(
@@ -165,7 +165,7 @@ def test_a_failed_preparation_leaves_the_earlier_one(project: Path, monkeypatch:
 
     monkeypatch.setattr(shapes, "prepare", failing)
     with pytest.raises(UserError, match="no archive"):
-        sources.prepare("mini", config.Dataset("shapes", MINI.classes, options={"seed": 9}))
+        sources.prepare("mini", parameters.Dataset("shapes", MINI.classes, options={"seed": 9}))
     assert Path("data/mini/manifest.json").read_bytes() == before
 
 
@@ -177,11 +177,11 @@ def test_what_is_prepared_is_left_as_it_is_until_settings_or_source_change(
     mark.touch()
     sources.prepare("mini", MINI)
     assert mark.exists()
-    sources.prepare("mini", config.Dataset("shapes", MINI.classes, options={**MINI.options, "seed": 9}))
+    sources.prepare("mini", parameters.Dataset("shapes", MINI.classes, options={**MINI.options, "seed": 9}))
     assert not mark.exists()
     mark.touch()
     monkeypatch.setattr(shapes, "REVISION", shapes.REVISION + 1)
-    sources.prepare("mini", config.Dataset("shapes", MINI.classes, options={**MINI.options, "seed": 9}))
+    sources.prepare("mini", parameters.Dataset("shapes", MINI.classes, options={**MINI.options, "seed": 9}))
     assert not mark.exists()
 
 

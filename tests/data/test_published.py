@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semiseg import config
-from semiseg.config import Family
-from semiseg.data import published, splits
-from semiseg.errors import UserError
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Family
+from semiseg.data import lists, splits
 from tests import releases
 from tests.releases import Server
 
@@ -48,7 +48,7 @@ def family(server: Server) -> Family:
 
 
 def test_a_list_of_dcc_is_written_in_the_projects_form(server: Server) -> None:
-    written = published.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
+    written = lists.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
     assert written.labelled == (IDS[3], IDS[1])
     assert written.unlabelled == (IDS[0], IDS[2], IDS[4], IDS[5])
     assert written == splits.read("voc-1_3", 1)
@@ -61,16 +61,14 @@ def test_a_list_of_dcc_is_written_in_the_projects_form(server: Server) -> None:
 
 
 def test_a_list_of_dcc_for_cityscapes_names_cities(server: Server) -> None:
-    written = published.write(
-        "city", 0, "dcc", family(server), "cityscapes", [CITY, "bochum_000000_000313"], 1
-    )
+    written = lists.write("city", 0, "dcc", family(server), "cityscapes", [CITY, "bochum_000000_000313"], 1)
     assert written.labelled == (CITY,)
     assert written.unlabelled == ("bochum_000000_000313",)
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_the_first_of_cmbs_permutation_are_labelled(count: int, server: Server) -> None:
-    written = published.write("voc-any", 1, "cmb", family(server), "voc", IDS, count)
+    written = lists.write("voc-any", 1, "cmb", family(server), "voc", IDS, count)
     order = tuple(IDS[place] for place in ORDER)
     assert written.labelled == order[:count]
     assert written.unlabelled == (order[count:] or order)
@@ -80,18 +78,18 @@ def test_a_list_in_the_archives_folder_needs_no_network(server: Server) -> None:
     place = Path("data/archives/dcc/voc_splits1/2_train_supervised.txt")
     place.parent.mkdir(parents=True)
     place.write_text(DCC_VOC)
-    published.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
+    lists.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
     assert server.asked == []
     place.write_text(DCC_VOC.replace(IDS[1], IDS[2]))
     with pytest.raises(UserError, match=r"2_train_supervised\.txt: its sha256 is .*; remove it"):
-        published.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
+        lists.write("voc-1_3", 1, "dcc", family(server), "voc", IDS, 2)
 
 
 def refused(
     server: Server, words: str, name: str, seed: int, source: str, ids: list[str], count: int
 ) -> None:
     with pytest.raises(UserError, match=words) as refusal:
-        published.write("mine", seed, name, family(server), source, ids, count)
+        lists.write("mine", seed, name, family(server), source, ids, count)
     assert "\n" not in str(refusal.value)
     assert not Path("data/splits").exists()
 
@@ -118,7 +116,7 @@ def test_a_changed_file_is_refused(server: Server) -> None:
     with pytest.raises(
         UserError, match=r"its sha256 is .*; put dcc/voc_splits1/2_train_supervised\.txt into"
     ):
-        published.write("mine", 1, "dcc", of_before, "voc", IDS, 2)
+        lists.write("mine", 1, "dcc", of_before, "voc", IDS, 2)
     assert not Path("data/splits").exists()
 
 
@@ -140,7 +138,7 @@ def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(
             UserError, match=r"order\.pkl: not a pickled array of numbers \(it asks for \w+\.\w+\)"
         ):
-            published.read_permutation(Path("order.pkl"))
+            lists.read_permutation(Path("order.pkl"))
     assert not Path("hacked").exists()
     pickle.loads(Path("order.pkl").read_bytes())  # this is what was refused
     assert Path("hacked").exists()
@@ -161,17 +159,17 @@ def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, monkeypatch: pyt
 def test_what_is_no_permutation_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "order.pkl").write_bytes(content)
     with pytest.raises(UserError, match=words):
-        published.read_permutation(tmp_path / "order.pkl")
+        lists.read_permutation(tmp_path / "order.pkl")
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_a_permutation_is_read_as_numpy_has_written_it(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "order.pkl").write_bytes(pickle.dumps(np.array(ORDER), protocol=protocol))
-    assert published.read_permutation(tmp_path / "order.pkl") == ORDER
+    assert lists.read_permutation(tmp_path / "order.pkl") == ORDER
 
 
 def test_params_yaml_has_a_digest_for_every_list_that_its_grids_use() -> None:
-    params = config.load(ROOT / "params.yaml")
+    params = parameters.load(ROOT / "params.yaml")
     used: dict[str, set[str]] = {name: set() for name in params.families}
     for grid in params.grids.values():
         for name in grid.splits:

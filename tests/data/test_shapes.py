@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import sources
 from semiseg.data.sources import shapes
-from semiseg.errors import UserError
 
 CLASSES = ("background", "disc", "square", "triangle", "cross", "ring", "star")
 
 
-def dataset(**options: int) -> config.Dataset:
-    return config.Dataset("shapes", CLASSES, background=0, options=options)
+def dataset(**options: int) -> parameters.Dataset:
+    return parameters.Dataset("shapes", CLASSES, background=0, options=options)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_colour_points_at_a_class_but_does_not_give_it_away(project: Path) -> No
 
 def test_what_it_cannot_draw_is_refused(project: Path) -> None:
     with pytest.raises(UserError, match="cannot draw 'hexagon'; can disc, square"):
-        sources.prepare("shapes", config.Dataset("shapes", ("background", "hexagon")))
+        sources.prepare("shapes", parameters.Dataset("shapes", ("background", "hexagon")))
     with pytest.raises(UserError, match=r"datasets: shapes: options: .*size at least 32"):
         sources.prepare("shapes", dataset(size=8))
     assert not Path("data/shapes").exists()

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import splits
-from semiseg.errors import UserError
 from tests import miniature
 
 NAMES = st.lists(st.text("abc_019", min_size=1, max_size=6), min_size=1, max_size=30, unique=True)
@@ -135,7 +135,7 @@ def test_the_stage_refuses_fewer_labelled_images_than_a_batch(mini_project: Path
     tree = yaml.safe_load(Path("params.yaml").read_text())
     tree["splits"]["mini-1_8"] = {**tree["splits"]["mini-1_4"], "ratio": "1/8"}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
-    assert config.load().splits["mini-1_8"].labelled_count(8) == 1
+    assert parameters.load().splits["mini-1_8"].labelled_count(8) == 1
     done = stage("split", "mini-1_8", "0")
     assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml: splits: mini-1_8: 1 labelled images are fewer")

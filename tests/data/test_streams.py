@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import cache, streams
 from semiseg.data.prepared import PreparedDataset, open_dataset
-from semiseg.errors import UserError
 
-GEOMETRY = config.Geometry(48, (0.75, 1.5), 32)
+GEOMETRY = parameters.Geometry(48, (0.75, 1.5), 32)
 
 
 def mini() -> PreparedDataset:
-    return open_dataset("mini", config.load().datasets["mini"])
+    return open_dataset("mini", parameters.load().datasets["mini"])
 
 
 def name_and_draw(identifier: str, generator: torch.Generator) -> tuple[str, float]:
@@ -136,7 +136,7 @@ def test_batches_are_the_same_with_and_without_a_cache(
 
 
 def test_a_reader_that_dies_with_a_batch_to_hand_over_is_named(mini_project: Path) -> None:
-    dataset = open_dataset("mini", config.load().datasets["mini"])
+    dataset = open_dataset("mini", parameters.load().datasets["mini"])
     images = streams.evaluation_images(dataset, dataset.ids("val"), workers=1)
     next(images)
     (reader,) = multiprocessing.active_children()

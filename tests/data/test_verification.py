@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
 from semiseg.data import prepared, verification
 from tests import miniature
 
 
 def problems() -> list[str]:
-    dataset = prepared.open_dataset("mini", config.load().datasets["mini"])
+    dataset = prepared.open_dataset("mini", parameters.load().datasets["mini"])
     return list(verification.problems(dataset))
 
 

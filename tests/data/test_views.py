@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg.config import Geometry
+from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import PADDING
 from semiseg.data.views import (
     DRAWS,

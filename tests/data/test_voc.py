@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import config
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources
 from semiseg.data.sources import voc
-from semiseg.errors import UserError
 from tests import releases
 from tests.releases import Files, Server
 
-VOC = config.Dataset(
+VOC = parameters.Dataset(
     "voc",
     tuple(f"class {place}" for place in range(21)),
     background=0,
@@ -94,10 +94,10 @@ def test_archives_in_the_folder_need_no_network(server: Server, monkeypatch: pyt
 
 def test_the_published_ids_are_the_default(server: Server) -> None:
     assert (voc.Config().train, voc.Config().val) == (10582, 1449)
-    cmb = config.load(ROOT / "params.yaml").families["cmb"]  # its train_aug.txt is sorted
+    cmb = parameters.load(ROOT / "params.yaml").families["cmb"]  # its train_aug.txt is sorted
     assert voc.Config().train_sha256 == cmb.sha256["train_aug.txt"]
     with pytest.raises(UserError, match=r"train has 6 images, 10582 were published"):
-        sources.prepare("voc", config.Dataset("voc", VOC.classes), server.downloads())
+        sources.prepare("voc", parameters.Dataset("voc", VOC.classes), server.downloads())
     assert not Path("data/voc").exists()
 
 
@@ -242,7 +242,7 @@ def test_bad_archives_are_refused_in_one_line_and_leave_the_data_as_they_were(
     for archive in Path("data/archives").iterdir():
         archive.unlink()
     before = {path: Path(path).read_bytes() for path in data_files()}
-    other = config.Dataset("voc", (*VOC.classes[:-1], "other"), options=VOC.options)  # so it is made anew
+    other = parameters.Dataset("voc", (*VOC.classes[:-1], "other"), options=VOC.options)  # so it is made anew
     with pytest.raises(UserError, match=words) as refusal:
         sources.prepare("voc", other, server.downloads())
     assert "\n" not in str(refusal.value)

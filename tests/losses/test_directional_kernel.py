@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 from semiseg.losses import directional_contrastive_loss
 from tests.losses.literal_directional import COMBINATIONS, Rows, as_type, example
 

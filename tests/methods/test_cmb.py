@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg.config import Geometry
-from semiseg.method import IGNORE, Labelled, Task
+from semiseg.base.parameters import Geometry
 from semiseg.methods import cmb
 from semiseg.methods.cmb import Config, Method
+from semiseg.methods.contract import IGNORE, Labelled, Task
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 3, 32

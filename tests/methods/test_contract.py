@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import learning, method
-from semiseg.config import Geometry
-from semiseg.method import Labelled, Method, Task, Unlabelled
+from semiseg.base.parameters import Geometry
+from semiseg.methods import contract
+from semiseg.methods.contract import Labelled, Method, Task, Unlabelled
+from semiseg.training import step as learning
 from tests.miniature import METHODS
 from tests.tiny import tiny_network
 
@@ -25,16 +26,16 @@ def name(request: pytest.FixtureRequest) -> str:
 def build(name: str) -> Method:
     torch.manual_seed(0)
     student = tiny_network(CLASSES, 8, 4)
-    config = method.module(name).Config()
-    return method.build(name, student, config, Task(STEPS, 4, background=0))
+    config = contract.module(name).Config()
+    return contract.build(name, student, config, Task(STEPS, 4, background=0))
 
 
 def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(BATCH, 3, CROP, CROP, generator=generator)
     masks = torch.randint(CLASSES, (BATCH, CROP, CROP), generator=generator)
-    masks[:, :4] = method.IGNORE
-    view = method.views(name, method.module(name).Config(), GEOMETRY)
+    masks[:, :4] = contract.IGNORE
+    view = contract.views(name, contract.module(name).Config(), GEOMETRY)
     if view is None:
         return Labelled(images, masks), None
     raw = torch.randint(256, (BATCH, 3, 36, 40), dtype=torch.uint8, generator=generator)
@@ -46,7 +47,7 @@ def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
     }
 
 
-def take_step(learner: Method, name: str, step: int) -> tuple[torch.Tensor, method.Logs]:
+def take_step(learner: Method, name: str, step: int) -> tuple[torch.Tensor, contract.Logs]:
     labelled, unlabelled = batch(name)
     learning.seed_everything(0, step)
     return learner.training_step(labelled, unlabelled, step)

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg.config import Geometry
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Geometry
 from semiseg.losses import directional_blocks
-from semiseg.method import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods import dcc
+from semiseg.methods.contract import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods.dcc import Config, Method, views
 from tests.tiny import tiny_network
 

@@ -3,8 +3,8 @@ import torch
 import torchvision
 from torch import nn
 
-from semiseg.errors import UserError
-from semiseg.models.backbones import NAMES, ResNet
+from semiseg.base.errors import UserError
+from semiseg.models.backbones.resnet import NAMES, ResNet
 
 
 def torchvision_twin(backbone: ResNet) -> nn.Module:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from semiseg.config import Network
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchvision
 
-from semiseg import paths
-from semiseg.config import Network
-from semiseg.errors import UserError
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Network
 from semiseg.models import weights
 from semiseg.models.build import build
 

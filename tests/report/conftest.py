@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semiseg import record
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Provenance, Record, Score, Scores
-from semiseg.tree import from_tree
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.base.tree import from_tree
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Provenance, Record, Score, Scores
 
 PARAMS = """
 datasets:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from semiseg.config import Params
-from semiseg.record import Record
-from semiseg.report import ablation
+from semiseg.base.parameters import Params
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
+from semiseg.report.figures import ablation
 
 Finish = Callable[..., Record]
 

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from semiseg import config, record
-from semiseg.paths import Run
-from semiseg.report import figures, page
+from semiseg.base import parameters
+from semiseg.base.paths import Run
+from semiseg.evaluation import record
+from semiseg.report import page
 from semiseg.report.collect import collect
+from semiseg.report.figures import kinds
 from tests import browser
 from tests.report.conftest import PARAMS, fabricate
 
@@ -35,7 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
         Path("params.yaml").write_text(PARAMS)
-        params = config.load()
+        params = parameters.load()
         mious = {**MIOU, "cmb-no_attention": (0.63,)}
         for run in [
             Run(recipe, "shapes-1_8", seed) for recipe in mious for seed in range(len(mious[recipe]))
@@ -44,7 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             counted = dataclasses.replace(made, confusion=((90, 5, 5), (10, 80, 10), (0, 20, 80)))
             record.write(counted, run.metrics)
         for grid in ("main", "ablation"):
-            figures.write(collect(params, grid))
+            kinds.write(collect(params, grid))
         idle = dataclasses.replace(params.grids["main"], title="Not run", seeds=(7, 8))
         params = dataclasses.replace(params, grids={**params.grids, "idle": idle})
         assert page.write(params) == []

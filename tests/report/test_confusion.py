@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from semiseg import record
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Record
-from semiseg.report import confusion, figures
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
+from semiseg.report.figures import confusion, kinds
 
 Finish = Callable[..., Record]
 
@@ -50,13 +50,13 @@ def test_a_matrix_for_each_method_and_what_lacks_counts_is_said(params: Params, 
     assert sorted(text.get_text() for text in matrices[0].texts) == ["10", "100", "50", "50", "90"]
     assert [label.get_text() for label in matrices[1].get_xticklabels()] == ["background", "disc", "square"]
     assert confusion.lacking(results).startswith("1 of 4 records hold no counts of pixels")
-    assert any("`confusion`" in line for line in figures.lacking(results))
+    assert any("`confusion`" in line for line in kinds.lacking(results))
 
 
 def test_without_counts_there_is_no_figure(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.5)
     assert confusion.draw(collect(params, "main")) is None
-    (said,) = [line for line in figures.lacking(collect(params, "main")) if "`confusion`" in line]
+    (said,) = [line for line in kinds.lacking(collect(params, "main")) if "`confusion`" in line]
     assert said.startswith("Not drawn: `confusion` (1 of 1 records hold no counts")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Record
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation.record import Record
 from semiseg.report import dvc
 from semiseg.report.collect import collect
 

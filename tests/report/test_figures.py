@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg import config, record
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Record
-from semiseg.report import figures, training
+from semiseg.base import parameters
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
-from semiseg.report.style import NARROWEST, look
+from semiseg.report.figures import kinds, training
+from semiseg.report.figures.style import NARROWEST, look
 
 Finish = Callable[..., Record]
 
@@ -45,7 +46,7 @@ def test_each_figure_is_a_picture_and_a_page_for_print(two_splits: Params) -> No
     for run in collect(two_splits, "main").records:
         column = "val_miou_teacher" if run.recipe == "cmb" else "val_miou_student"
         keep_history(run.recipe, run.split, run.seed, column)
-    written = figures.write(collect(two_splits, "main"))
+    written = kinds.write(collect(two_splits, "main"))
     folder = Path("results/figures/main")
     names = ("miou", "classes", "gains", "curves")
     assert written == [folder / f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
@@ -58,11 +59,11 @@ def test_each_figure_is_a_picture_and_a_page_for_print(two_splits: Params) -> No
             assert path.read_bytes().startswith(b"%PDF")
             assert b"CreationDate" not in path.read_bytes()
     before = {path: path.read_bytes() for path in written}
-    assert {path: path.read_bytes() for path in figures.write(collect(two_splits, "main"))} == before
+    assert {path: path.read_bytes() for path in kinds.write(collect(two_splits, "main"))} == before
 
 
 def test_curve_runs_through_the_means(two_splits: Params) -> None:
-    (axes,) = figures.miou(collect(two_splits, "main")).axes
+    (axes,) = kinds.miou(collect(two_splits, "main")).axes
     drawn = {container.lines[0].get_color(): container.lines[0] for container in axes.containers}
     supervised = drawn[look(two_splits, "supervised")["color"]]
     assert supervised.get_ydata() == pytest.approx([45, 60])
@@ -76,7 +77,7 @@ def test_one_split_is_a_row_for_each_recipe(params: Params, finish: Finish) -> N
     finish("supervised", "shapes-1_8", 0, 0.40)
     finish("cmb-no_attention", "shapes-1_8", 0, 0.44)
     finish("cmb-no_attention", "shapes-1_8", 1, 0.46)
-    (axes,) = figures.miou(collect(params, "ablation")).axes
+    (axes,) = kinds.miou(collect(params, "ablation")).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["supervised", "cmb-no_attention"]
     assert [text.get_text() for text in axes.texts] == ["40.0", "45.0"]
     low, high = axes.get_xlim()
@@ -91,7 +92,7 @@ def test_class_figure_takes_the_mean_and_leaves_out_absent_classes(params: Param
         )
         made = dataclasses.replace(made, last=dataclasses.replace(made.last, student=student))
         record.write(made, Run("supervised", "shapes-1_8", seed).metrics)
-    (axes,) = figures.classes(collect(params, "main")).axes
+    (axes,) = kinds.classes(collect(params, "main")).axes
     (points,) = axes.lines
     assert points.get_xdata() == pytest.approx([30, 40])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["background", "disc", "square"]
@@ -107,21 +108,21 @@ def test_training_curves_show_the_validations_of_the_scored_network(two_splits: 
 
 def test_curves_say_which_histories_are_not_here(two_splits: Params) -> None:
     runs = list(collect(two_splits, "main").records)
-    figures.write(collect(two_splits, "main"))
+    kinds.write(collect(two_splits, "main"))
     assert not Path("results/figures/main/curves.png").exists()
-    said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
+    said = [line for line in kinds.lacking(collect(two_splits, "main")) if "`curves`" in line]
     assert said == ["Not drawn: `curves`, `cmb`, `dcc` (6 of 6 records have no history.csv beside them)."]
     for run in runs[1:]:
         keep_history(run.recipe, run.split, run.seed)
-    figures.write(collect(two_splits, "main"))
-    said = [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
+    kinds.write(collect(two_splits, "main"))
+    said = [line for line in kinds.lacking(collect(two_splits, "main")) if "`curves`" in line]
     assert said == ["Without some runs: `curves` (1 of 6 records have no history.csv beside them)."]
     keep_history(runs[0].recipe, runs[0].split, runs[0].seed)
-    assert not [line for line in figures.lacking(collect(two_splits, "main")) if "`curves`" in line]
+    assert not [line for line in kinds.lacking(collect(two_splits, "main")) if "`curves`" in line]
 
 
 def test_nothing_run_draws_nothing(params: Params) -> None:
-    assert figures.write(collect(params, "main")) == []
+    assert kinds.write(collect(params, "main")) == []
 
 
 def test_a_recipe_looks_the_same_in_every_grid_and_like_no_other(params: Params) -> None:
@@ -135,7 +136,7 @@ def test_published_points_stand_hollow_beside_the_curve(
     for split in ("shapes-1_8", "shapes-full"):
         finish("supervised", split, 0, 0.60)
         finish("cmb", split, 0, 0.70)
-    figure = figures.miou(collect(params, "main"))
+    figure = kinds.miou(collect(params, "main"))
     (axes,) = figure.axes
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     (point,) = hollow  # supervised on 1/8; dcc has a figure there too, but no run
@@ -154,14 +155,14 @@ def test_gain_of_a_class_is_paired_by_seed(params: Params, finish: Finish) -> No
             iou = {**made.last.student.iou, "disc": 0.49, "square": None}
             last = dataclasses.replace(made.last, student=dataclasses.replace(made.last.student, iou=iou))
             record.write(dataclasses.replace(made, last=last), Run("cmb", "shapes-1_8", 0).metrics)
-    (axes,) = figures.gains(collect(params, "main")).axes
+    (axes,) = kinds.gains(collect(params, "main")).axes
     (line,) = [line for line in axes.lines if line.get_marker() not in ("", "None")]
     assert line.get_xdata() == pytest.approx([4, 9])  # background 34 - 30, disc 49 - 40; square has none
     assert line.get_ydata() == pytest.approx([0, 1])
 
 
 def test_methods_of_a_main_grid_never_share_a_colour() -> None:
-    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    params = parameters.load(Path(__file__).parents[2] / "params.yaml")
     assert len({look(params, recipe)["color"] for recipe in ("supervised", "cmb", "dcc")}) == 3
     looks = {(look(params, recipe)["color"], look(params, recipe)["marker"]) for recipe in params.recipes}
     assert len(looks) == len(params.recipes)
@@ -170,4 +171,4 @@ def test_methods_of_a_main_grid_never_share_a_colour() -> None:
 def test_without_a_pair_there_are_no_gains_to_draw(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.40)
     finish("cmb", "shapes-1_8", 1, 0.44)
-    assert not any(path.stem == "gains" for path in figures.write(collect(params, "main")))
+    assert not any(path.stem == "gains" for path in kinds.write(collect(params, "main")))

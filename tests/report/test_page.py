@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.config import Params
-from semiseg.record import Record
-from semiseg.report import figures, page
+from semiseg.base.parameters import Params
+from semiseg.evaluation.record import Record
+from semiseg.report import page
 from semiseg.report.collect import collect
+from semiseg.report.figures import kinds
 
 Finish = Callable[..., Record]
 
@@ -53,7 +54,7 @@ def written(params: Params, finish: Finish) -> str:
     for seed, miou in enumerate((0.50, 0.60)):
         finish("supervised", "shapes-1_8", seed, miou)
         finish("cmb", "shapes-1_8", seed, miou + 0.05, revision="abcdef012345" + "6" * 28 + "-modified")
-    figures.write(collect(params, "main"))
+    kinds.write(collect(params, "main"))
     assert page.write(params) == []
     return Path("results/report.html").read_text()
 
@@ -162,7 +163,7 @@ def test_text_from_records_is_escaped(params: Params, finish: Finish) -> None:
 
 def test_a_run_that_only_stands_beside_does_not_unfold_a_section(params: Params, finish: Finish) -> None:
     finish("supervised", "shapes-1_8", 0, 0.5)
-    figures.write(collect(params, "ablation"))
+    kinds.write(collect(params, "ablation"))
     page.write(params)
     text = Path("results/report.html").read_text()
     assert re.findall(r'<section id="(\w+)" class="folded">', text) == ["ablation"]

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from semiseg import paths
-from semiseg.config import Params
+from semiseg.base import paths
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
 from semiseg.data.prepared import Layout, write_manifest
-from semiseg.paths import Run
-from semiseg.record import Record
-from semiseg.report import figures, panel
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
+from semiseg.report.figures import kinds, panel
 
 Finish = Callable[..., Record]
 IDS = ("one", "two", "three")
@@ -75,12 +75,12 @@ def test_rows_are_images_and_columns_are_truth_and_recipes(two_recipes: Params) 
 
 def test_panel_is_among_the_figures_and_stays_without_the_files(two_recipes: Params) -> None:
     path = Path("results/figures/main/panel.png")
-    assert path in figures.write(collect(two_recipes, "main"))
+    assert path in kinds.write(collect(two_recipes, "main"))
     before = path.read_bytes()
     for each in (Run("cmb", "shapes-1_8", 0).artefacts / "predictions").iterdir():
         each.unlink()
     (Run("cmb", "shapes-1_8", 0).artefacts / "predictions").rmdir()
-    assert path not in figures.write(collect(two_recipes, "main"))
+    assert path not in kinds.write(collect(two_recipes, "main"))
     assert path.read_bytes() == before
     (paths.dataset("shapes") / "manifest.json").unlink()
     assert panel.find_typical(collect(two_recipes, "main")) is None
@@ -133,7 +133,7 @@ def test_extremes_stand_beside_the_baseline_of_the_first_seed_that_both_have(
     figure = panel.draw(content)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "truth", "supervised", "method"]
     assert [axes.texts[0].get_text() for axes in figure.axes[::4]] == ["cmb +25.0", "cmb -25.0", "dcc +10.0"]
-    names = {path.stem for path in figures.write(results)}
+    names = {path.stem for path in kinds.write(results)}
     assert {"panel", "extremes"} <= names
 
 

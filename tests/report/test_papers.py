@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from semiseg import config, record
-from semiseg.config import Params
-from semiseg.errors import UserError
-from semiseg.record import Record
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Params
+from semiseg.base.tree import from_tree
+from semiseg.evaluation import record
+from semiseg.evaluation.record import Record
 from semiseg.report import papers, published, tables
-from semiseg.tree import from_tree
 from tests.report.conftest import fabricate
 
 Finish = Callable[..., Record]
@@ -178,4 +179,4 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, place: Path) -> Params:
     (place / "results" / "reference").symlink_to(ROOT / "results" / "reference")
     (place / "params.yaml").symlink_to(ROOT / "params.yaml")
     monkeypatch.chdir(place)
-    return config.load()
+    return parameters.load()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import config
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Record
+from semiseg.base import parameters
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation.record import Record
 from semiseg.report import plan
 from semiseg.report.collect import collect
 from tests.report.test_stages import stage
@@ -28,7 +28,7 @@ def took(params: Params, finish: Finish) -> Callable[..., Record]:
         finished = changes.pop("finished", "2026-03-01T11:30:00Z")
         decided = params.run(Run(recipe, split, seed))
         decided = dataclasses.replace(decided, protocol=dataclasses.replace(decided.protocol, **changes))
-        tree = json.loads(config.canonical(decided))
+        tree = json.loads(parameters.canonical(decided))
         return finish(
             *(recipe, split, seed, 0.5), config=tree, train_seconds=seconds, device=device, finished=finished
         )

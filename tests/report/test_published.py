@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg import config
-from semiseg.config import Params
-from semiseg.errors import UserError
-from semiseg.record import Record
+from semiseg.base import parameters
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Params
+from semiseg.evaluation.record import Record
 from semiseg.report import published, tables
 from semiseg.report.collect import collect, last
 
@@ -33,7 +33,7 @@ def test_main_tables_of_the_papers_agree_where_they_print_the_same_cell() -> Non
 
 def test_a_papers_table_is_a_grid_with_the_recipes_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    params, reference = config.load(), published.load()
+    params, reference = parameters.load(), published.load()
     assert len(reference.figures) == 101
     for name, table in reference.tables.items():
         assert table.title == params.grids[name].title
@@ -45,7 +45,7 @@ def test_a_papers_table_is_a_grid_with_the_recipes_of_its_rows(monkeypatch: pyte
 
 def test_a_variants_recipe_has_the_losses_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    params, table = config.load(), published.load().tables["paper-cmb-losses"]
+    params, table = parameters.load(), published.load().tables["paper-cmb-losses"]
     weights = {"pseudo": "pseudo_weight", "ent": "entropy_weight", "contr": "contrast_weight"}
     for variant, recipe in table.recipes.items():
         options = params.recipes[recipe].options
@@ -55,7 +55,7 @@ def test_a_variants_recipe_has_the_losses_that_its_row_names(monkeypatch: pytest
 
 def test_a_variants_recipe_has_the_components_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    params, table = config.load(), published.load().tables["paper-dcc-components"]
+    params, table = parameters.load(), published.load().tables["paper-dcc-components"]
     switches = {
         "proj": "projector",
         "context": "context",

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from semiseg.config import Params
-from semiseg.record import Record
+from semiseg.base.parameters import Params
+from semiseg.evaluation.record import Record
 
 Finish = Callable[..., Record]
 ROOT = Path(__file__).parents[2]

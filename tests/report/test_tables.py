@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semiseg.config import Params
-from semiseg.errors import UserError
-from semiseg.paths import Run
-from semiseg.record import Record
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation.record import Record
 from semiseg.report import tables
 from semiseg.report.collect import collect, interval, last, summarise
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from semiseg.config import Params
-from semiseg.paths import Run
-from semiseg.record import Record
-from semiseg.report import training
+from semiseg.base.parameters import Params
+from semiseg.base.paths import Run
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
+from semiseg.report.figures import training
 
 Finish = Callable[..., Record]
 CMB = (

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from semiseg.config import Params
-from semiseg.record import Record
-from semiseg.report import figures, waterfall
+from semiseg.base.parameters import Params
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import Results, collect
+from semiseg.report.figures import kinds, waterfall
 
 Finish = Callable[..., Record]
 SPLIT = "shapes-1_8"
@@ -92,8 +92,8 @@ def test_the_longest_part_that_was_run_is_drawn(chained: Params, finish: Finish)
     assert found[1].change.mean == pytest.approx(0.02)
     assert found[1].change.std is None
     assert waterfall.lacking(results(chained)) == "not run: dcc"
-    figures.write(results(chained))
-    assert "Without some runs: `waterfall` (not run: dcc)." in figures.lacking(results(chained))
+    kinds.write(results(chained))
+    assert "Without some runs: `waterfall` (not run: dcc)." in kinds.lacking(results(chained))
 
 
 def test_without_two_neighbours_that_share_a_seed_there_is_none(chained: Params, finish: Finish) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from filelock import FileLock
 
-from semiseg import paths
-from semiseg.config import Dataset, Download
+from semiseg.base import paths
+from semiseg.base.parameters import Dataset, Download
+from semiseg.base.tree import from_tree
 from semiseg.data import prepared
-from semiseg.tree import from_tree
 
 
 def prepare(name: str, dataset: Dataset, downloads: Mapping[str, Download] | None = None) -> str:

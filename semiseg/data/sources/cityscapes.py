@@ -16,13 +16,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from semiseg import paths
-from semiseg.config import Dataset, Download
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, Download
 from semiseg.data import archives
 from semiseg.data.decoding import IGNORE, decode_image, decode_mask
 from semiseg.data.prepared import Layout, check_published, write_manifest
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 IMAGES = "leftImg8bit_trainvaltest.zip"
 MASKS = "gtFine_trainvaltest.zip"

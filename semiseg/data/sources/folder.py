@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from semiseg.config import Dataset, Download
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, Download
 from semiseg.data.prepared import Layout, write_manifest
 from semiseg.data.splits import read_ids
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 REVISION = 1  # raised when the same folder comes to be prepared into other files
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semiseg.config import Dataset, Download
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, Download
 from semiseg.data.decoding import IGNORE
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, write_manifest
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 REVISION = 2  # raised when the same options come to draw other images
 UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel

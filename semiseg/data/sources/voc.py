@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from semiseg.config import Dataset, Download
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.parameters import Dataset, Download
 from semiseg.data import archives
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, check_published, write_manifest
 from semiseg.data.splits import read_ids
-from semiseg.errors import UserError
-from semiseg.files import write_text
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 SBD_ARCHIVE = "benchmark.tgz"

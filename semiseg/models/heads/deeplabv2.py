@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from semiseg.models.backbones import Maps, ResNet
+from semiseg.models.backbones.resnet import Maps, ResNet
 from semiseg.models.network import SegmentationNetwork
 
 RATES = (6, 12, 18, 24)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from semiseg.models.backbones import Maps, ResNet
+from semiseg.models.backbones.resnet import Maps, ResNet
 from semiseg.models.layers import Dropout, convolution
 from semiseg.models.network import SegmentationNetwork
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semiseg import method
-from semiseg.checkpoint import Networks
-from semiseg.config import Optimiser, RunConfig
-from semiseg.device import enough_memory
-from semiseg.history import GRADIENT_NORM
-from semiseg.method import Labelled, Logs, Method, Task, Unlabelled
+from semiseg.base.parameters import Optimiser, RunConfig
+from semiseg.methods import contract
+from semiseg.methods.contract import Labelled, Logs, Method, Task, Unlabelled
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.synchronised import synchronise
+from semiseg.training.checkpoint import Networks
+from semiseg.training.device import enough_memory
+from semiseg.training.history import GRADIENT_NORM
 
 
 def new_learner(config: RunConfig, options: Any, task: Task, device: torch.device) -> Method:
@@ -26,7 +26,7 @@ def new_learner(config: RunConfig, options: Any, task: Task, device: torch.devic
     ``options``: the method's Config. Raises what ``build`` does.
     """
     student = build(config.protocol.network, len(config.dataset.classes))
-    learner = method.build(config.method, student, options, task)
+    learner = contract.build(config.method, student, options, task)
     synchronise(learner, device)
     learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.protocol.compile:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from semiseg.config import Download, Family
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Download, Family
 from semiseg.data import archives, splits
 from semiseg.data.splits import Split, read_ids
-from semiseg.errors import UserError
 
 # DCC's folders, by the source of a dataset.
 DCC_FOLDERS = {"voc": "voc_splits", "cityscapes": "city_splits"}

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from semiseg import checkpoint
-from semiseg.config import RunConfig, canonical
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text, written_whole
+from semiseg.base.parameters import RunConfig, canonical
+from semiseg.base.paths import Run
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
-from semiseg.errors import UserError
-from semiseg.evaluate import confusion, score
-from semiseg.files import write_text, written_whole
-from semiseg.metrics import confusion_matrix, mean_iou
+from semiseg.evaluation.metrics import confusion_matrix, mean_iou
+from semiseg.evaluation.record import Provenance, Record, Scores
+from semiseg.evaluation.score import confusion, score
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
-from semiseg.paths import Run
-from semiseg.record import Provenance, Record, Scores
+from semiseg.training import checkpoint
 
 HISTORY_ROWS = 100  # of a run's history beside its record, and one more for each validation
 

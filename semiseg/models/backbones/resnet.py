@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torchvision
 from torch import Tensor, nn
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 
 NAMES = ("resnet18", "resnet50", "resnet101")
 

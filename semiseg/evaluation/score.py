@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from semiseg.device import enough_memory
-from semiseg.errors import UserError
-from semiseg.metrics import confusion_matrix, iou, mean_iou
+from semiseg.base.errors import UserError
+from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou
+from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork
-from semiseg.record import Score
+from semiseg.training.device import enough_memory
 
 BATCH_PIXELS = 2**20  # of neighbouring images of one size; at least one image
 

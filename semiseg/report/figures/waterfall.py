@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from semiseg.record import Record
-from semiseg.report import sheet
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import Results, Summary, summarise
-from semiseg.report.style import COLOURS, NARROWEST, look
+from semiseg.report.figures import sheet
+from semiseg.report.figures.style import COLOURS, NARROWEST, look
 
 GAIN, LOSS = COLOURS[1], COLOURS[2]  # blue and vermilion
 THICKNESS = 0.62  # of a bar, in rows

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from semiseg.config import Params
+from semiseg.base.parameters import Params
 from semiseg.report.collect import Results, share
-from semiseg.report.style import WIDTH, look
+from semiseg.report.figures.style import WIDTH, look
 
 HOLLOW: Any = {"linestyle": "", "markerfacecolor": "white"}  # what was published
 

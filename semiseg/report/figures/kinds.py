@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from semiseg.config import Params
-from semiseg.paths import RESULTS
-from semiseg.report import ablation, confusion, panel, sheet, training, waterfall
+from semiseg.base.parameters import Params
+from semiseg.base.paths import RESULTS
 from semiseg.report.collect import BASELINE, Results, last, share, summarise
-from semiseg.report.style import NARROWEST, STYLE, look, save
+from semiseg.report.figures import ablation, confusion, panel, sheet, training, waterfall
+from semiseg.report.figures.style import NARROWEST, STYLE, look, save
 
 
 @dataclass(frozen=True)

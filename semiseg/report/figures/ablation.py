@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from semiseg.report import sheet
 from semiseg.report.collect import BASELINE, Results, Summary, last
-from semiseg.report.style import NARROWEST, look
+from semiseg.report.figures import sheet
+from semiseg.report.figures.style import NARROWEST, look
 
 
 def draw(results: Results) -> Figure | None:

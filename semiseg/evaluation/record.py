@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiseg.errors import UserError
-from semiseg.files import write_text
-from semiseg.tree import from_tree
+from semiseg.base.errors import UserError
+from semiseg.base.files import write_text
+from semiseg.base.tree import from_tree
 
 
 @dataclass(frozen=True)

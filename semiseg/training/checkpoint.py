@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from semiseg import paths
-from semiseg.errors import UserError
-from semiseg.files import flush_folder, write_text, written_whole
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.files import flush_folder, write_text, written_whole
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NEXT, BROKEN = "next.pt", "broken.pt"  # one that is whole but not yet the last; one set aside

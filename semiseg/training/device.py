@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 
 POLL_SECONDS = 1.0
 COMPUTE_ON = "SEMISEG_DEVICE"

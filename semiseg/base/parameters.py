@@ -17,9 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from semiseg import paths
-from semiseg.errors import UserError
-from semiseg.tree import from_tree, read
+from semiseg.base import paths
+from semiseg.base.errors import UserError
+from semiseg.base.tree import from_tree, read
 
 Options = Mapping[str, Any]
 DRAWN = "drawn"  # the family of splits that are drawn from their seed
@@ -353,7 +353,7 @@ def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
 
 def _check_references(params: Params) -> None:
     """Every name that params.yaml uses must be one that it defines, or a file of the library."""
-    library = Path(__file__).parent
+    library = Path(__file__).parents[1]
     for name, dataset in params.datasets.items():
         _check_file(library / "data" / "sources", dataset.source, f"datasets: {name}: source")
     for name, split in params.splits.items():

@@ -21,8 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from semiseg.errors import EXIT_TRY_AGAIN, UserError
-from semiseg.processes import end_with_parent
+from semiseg.base.errors import EXIT_TRY_AGAIN, UserError
+from semiseg.base.processes import end_with_parent
 
 PATIENCE = 5.0  # seconds
 

@@ -12,10 +12,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from semiseg import distributed
-from semiseg.errors import UserError
-from semiseg.files import written_whole
-from semiseg.method import Logs
+from semiseg.base import distributed
+from semiseg.base.errors import UserError
+from semiseg.base.files import written_whole
+from semiseg.methods.contract import Logs
 
 GRADIENT_NORM = "gradient_norm"  # a step's, over all parameters, before it is clipped
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from semiseg.errors import UserError
+from semiseg.base.errors import UserError
 
 
 def read(path: Path) -> Any:

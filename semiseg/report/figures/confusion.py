@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from semiseg.record import Record
-from semiseg.report import sheet
+from semiseg.evaluation.record import Record
 from semiseg.report.collect import Results
-from semiseg.report.style import WIDTH
+from semiseg.report.figures import sheet
+from semiseg.report.figures.style import WIDTH
 
 SEQUENTIAL = "Blues"  # its lightness falls steadily: the same in grey
 NUMBERED = 12  # classes: with more, a number does not fit its cell

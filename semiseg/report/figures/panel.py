@@ -12,12 +12,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from PIL import Image
 
-from semiseg import paths
+from semiseg.base import paths
 from semiseg.data import prepared
 from semiseg.data.decoding import IGNORE
-from semiseg.report import sheet
 from semiseg.report.collect import BASELINE, Results, share
-from semiseg.report.style import BACKGROUND, CLASS_COLOURS, WIDTH
+from semiseg.report.figures import sheet
+from semiseg.report.figures.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
 PIXELS = 480  # the widest that an image is drawn
 TYPICAL = 4  # images

@@ -12,17 +12,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from semiseg import checkpoint, distributed, method, provenance
-from semiseg.checkpoint import Checkpoint
-from semiseg.config import RunConfig
+from semiseg.base import distributed, provenance
+from semiseg.base.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, UserError
+from semiseg.base.files import remove_leftovers
+from semiseg.base.parameters import RunConfig
+from semiseg.base.tree import from_tree
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import Images, evaluation_images, labelled_batches, unlabelled_batches
-from semiseg.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, UserError
-from semiseg.evaluate import confusion
-from semiseg.files import remove_leftovers
-from semiseg.history import Diverged, History
-from semiseg.learning import (
+from semiseg.evaluation.metrics import mean_iou, true_negatives
+from semiseg.evaluation.score import confusion
+from semiseg.methods import contract
+from semiseg.methods.contract import Labelled, Task, Unlabelled
+from semiseg.training import checkpoint
+from semiseg.training.checkpoint import Checkpoint
+from semiseg.training.history import Diverged, History
+from semiseg.training.step import (
     headline,
     learn,
     networks,
@@ -33,9 +38,6 @@ from semiseg.learning import (
     state_dicts,
     to_device,
 )
-from semiseg.method import Labelled, Task, Unlabelled
-from semiseg.metrics import mean_iou, true_negatives
-from semiseg.tree import from_tree
 
 T = TypeVar("T")
 FAILED = 1  # what a process says that cannot go on, below the numbers of the signals that are noted
@@ -130,8 +132,10 @@ class Session:
     ) -> None:
         protocol = config.protocol
         self.config, self.dataset, self.split, self.device = config, dataset, split, device
-        self._options = from_tree(method.module(config.method).Config, config.options, "params.yaml: options")
-        self._view = method.views(config.method, self._options, protocol.geometry)
+        self._options = from_tree(
+            contract.module(config.method).Config, config.options, "params.yaml: options"
+        )
+        self._view = contract.views(config.method, self._options, protocol.geometry)
         self.images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if self._view else 0)
         self.signals: list[int] = []  # that have come, and ask for an end between two steps
         with distributed.first_alone():  # it may set a broken one aside

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semiseg.errors import EXIT_TRY_AGAIN, UserError
+from semiseg.base.errors import EXIT_TRY_AGAIN, UserError
 
 Rows = TypeVar("Rows", Tensor, tuple[str, ...])
 

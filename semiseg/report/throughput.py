@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from semiseg import method, provenance
-from semiseg.config import RunConfig
+from semiseg.base import provenance
+from semiseg.base.parameters import RunConfig
+from semiseg.base.tree import from_tree
 from semiseg.data.geometry import random_scale_crop_flip
-from semiseg.device import claimed
-from semiseg.learning import learn, networks, new_learner, seed_everything, set_learning_rate, sgd, to_device
-from semiseg.method import Labelled, Method, Task, Unlabelled, View
+from semiseg.methods import contract
+from semiseg.methods.contract import Labelled, Method, Task, Unlabelled, View
 from semiseg.report.plan import Estimate
-from semiseg.tree import from_tree
+from semiseg.training.device import claimed
+from semiseg.training.step import (
+    learn,
+    networks,
+    new_learner,
+    seed_everything,
+    set_learning_rate,
+    sgd,
+    to_device,
+)
 
 WARM_UP, STEPS = 3, 5
 LEAD = 6.0  # of a pixel's highest logit over the next: of 21 classes, a confidence of 0.95 and more
@@ -39,8 +48,8 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seed_everything(config.run.seed, -1)
-    options = from_tree(method.module(config.method).Config, config.options, "params.yaml: options")
-    view = method.views(config.method, options, protocol.geometry)
+    options = from_tree(contract.module(config.method).Config, config.options, "params.yaml: options")
+    view = contract.views(config.method, options, protocol.geometry)
     labelled, unlabelled = _batch(config, view, device)
     learner = _learner(config, options, device)
     _make_confident(learner, labelled.images)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from semiseg import distributed
+from semiseg.base import distributed
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 CODE = ("semiseg", "pipeline", "params.yaml")  # what a revision must have unmodified

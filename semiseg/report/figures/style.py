@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from semiseg.config import Params
-from semiseg.files import written_whole
+from semiseg.base.files import written_whole
+from semiseg.base.parameters import Params
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow (too pale on white).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from semiseg.paths import Run
-from semiseg.report import sheet
+from semiseg.base.paths import Run
 from semiseg.report.collect import Results
-from semiseg.report.style import look
+from semiseg.report.figures import sheet
+from semiseg.report.figures.style import look
 
 STYLES: tuple[Any, ...] = ("-", ":")  # of a plot's quantities
 MARKED = 8  # of a line's points, or all where there are fewer

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from semiseg.config import Geometry, Params
+from semiseg.base.parameters import Geometry, Params
+from semiseg.base.tree import from_tree
 from semiseg.data.decoding import IGNORE as IGNORE
 from semiseg.models.network import SegmentationNetwork
-from semiseg.tree import from_tree
 
 View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 """The transform of one unlabelled image (3, H, W) uint8 into named tensors of fixed shapes, in a worker."""
