@@ -1,14 +1,14 @@
-# The benchmark as a table of contents: one rule a stage, one target a grid of params.yaml.
+# The benchmark as a table of contents: one rule for each stage, one target for each grid of params.yaml.
 #   snakemake demo --cores 2                  the demo
-#   snakemake --cores 8 --resources gpu=4     the papers' grids, four runs at a time
+#   snakemake --cores 8 --resources gpu=4     the default grids, four runs at a time
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 from semiseg.base import parameters
-from semiseg import ingredients
 from semiseg.base.errors import UserError
-from semiseg.base.paths import Run
+from semiseg.stages import TABLES, Stages
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
@@ -18,66 +18,25 @@ min_version("9.27")
 configfile: "params.yaml"
 
 
-# What `snakemake` and `dvc repro` run when no grid is named (dvc.yaml lists the same).
-DEFAULT_GRIDS = ["voc", "cityscapes"]
-
 if workflow.config_settings.overwrite_config:
     raise WorkflowError(
-        "--config and --configfile do not reach the stages, which read params.yaml themselves: "
-        "change params.yaml instead"
+        "--config and --configfile do not reach the stages, which read params.yaml: change params.yaml instead"
     )
 try:
     PARAMS = parameters.load(Path("params.yaml"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 validate(config, "pipeline/params.schema.yaml", set_default=False)
+STAGES = Stages(PARAMS)
 
-# A failed stage is not hidden by tee. A signal that reaches the whole job is the stage's to answer, which may save its
-# work and say so: the shell waits for it, and tee writes until nobody speaks.
+# tee must not hide a failed stage. A signal that reaches the whole job is for the stage, which may save its work: the
+# shell waits for it, and tee writes until the stage ends.
 shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
 if not workflow.deployment_settings.deployment_method:
-    # The stages run under the Python that runs Snakemake, activated or not.
-    shell_prefix += f"PATH='{Path(sys.executable).parent}':$PATH; "
+    # Stages run under the Python that runs Snakemake, whether its environment is activated or not.
+    folder = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
+    shell_prefix += f"PATH={folder}:$PATH; "
 shell.prefix(shell_prefix)
-
-
-def run_of(wildcards):
-    return Run(wildcards.recipe, wildcards.split, int(wildcards.seed))
-
-
-def dataset_of(wildcards):
-    return PARAMS.splits[wildcards.split].dataset
-
-
-def manifest_of(wildcards):
-    return f"data/{dataset_of(wildcards)}/manifest.json"
-
-
-def threads_of(wildcards):
-    return PARAMS.run(run_of(wildcards)).protocol.threads
-
-
-def gpus_of(wildcards):
-    return PARAMS.gpus(run_of(wildcards))
-
-
-def threads_together(wildcards):
-    return gpus_of(wildcards) * threads_of(wildcards)
-
-
-def records_of(wildcards):
-    """Of the grid's runs, and of those of other grids that stand in its table."""
-    return [str(run.metrics) for run in PARAMS.grids[wildcards.grid].table()]
-
-
-def histories_of(wildcards):
-    return [str(run.history) for run in PARAMS.grids[wildcards.grid].table()]
-
-
-def results_of(grid):
-    return expand(
-        "results/tables/{grid}.{kind}", grid=grid, kind=["csv", "md", "tex"]
-    ) + [f"results/metrics/{grid}", f"results/figures/{grid}"]
 
 
 wildcard_constraints:
@@ -88,17 +47,16 @@ wildcard_constraints:
     grid="[^/]+",
 
 
-# The first stage, which refuses a wrong params.yaml, is no rule: every other would depend on it and be run anew with
-# it. What a stage's result depends on is compared run by run instead, by the parameter `ingredients` of its rule.
+# Not a rule: every rule would depend on it, and run again with it.
 onstart:
-    checked = subprocess.run([sys.executable, "pipeline/check.py"])
-    if checked.returncode != 0:
+    if subprocess.run([sys.executable, "pipeline/check.py"]).returncode != 0:
         raise WorkflowError("python pipeline/check.py refused params.yaml")
 
 
 rule all:
     input:
-        [results_of(grid) for grid in DEFAULT_GRIDS],
+        expand("results/tables/{grid}.csv", grid=PARAMS.default),
+        expand("results/figures/{grid}", grid=PARAMS.default),
     localrule: True
 
 
@@ -108,7 +66,8 @@ for each in PARAMS.grids:
         name:
             each
         input:
-            results_of(each),
+            f"results/tables/{each}.csv",
+            f"results/figures/{each}",
         localrule: True
 
 
@@ -121,9 +80,7 @@ rule download:
     conda:
         "environment.yaml"
     params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.download(PARAMS, wildcards.dataset)
-        ),
+        ingredients=STAGES.download,
     message:
         "prepare {wildcards.dataset}"
     shell:
@@ -132,7 +89,7 @@ rule download:
 
 rule split:
     input:
-        manifest=manifest_of,
+        manifest=STAGES.manifest,
     output:
         "data/splits/{split}/{seed}/labelled.txt",
         "data/splits/{split}/{seed}/unlabelled.txt",
@@ -142,18 +99,16 @@ rule split:
     conda:
         "environment.yaml"
     params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.split(PARAMS, wildcards.split)
-        ),
+        ingredients=STAGES.split,
     message:
-        "draw {wildcards.split}, seed {wildcards.seed}"
+        "list the labelled images of {wildcards.split}, seed {wildcards.seed}"
     shell:
         "python pipeline/split.py {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
 rule train:
     input:
-        manifest=manifest_of,
+        manifest=STAGES.manifest,
         labelled="data/splits/{split}/{seed}/labelled.txt",
         unlabelled="data/splits/{split}/{seed}/unlabelled.txt",
     output:
@@ -165,13 +120,11 @@ rule train:
         "logs/train/{recipe}/{split}/{seed}.benchmark.tsv"
     conda:
         "environment.yaml"
-    threads: threads_together
+    threads: STAGES.threads_of_all
     resources:
-        gpu=gpus_of,
+        gpu=STAGES.gpus,
     params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.train(PARAMS, run_of(wildcards))
-        ),
+        ingredients=STAGES.train,
     message:
         "train {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
@@ -180,7 +133,7 @@ rule train:
 
 rule evaluate:
     input:
-        manifest=manifest_of,
+        manifest=STAGES.manifest,
         labelled="data/splits/{split}/{seed}/labelled.txt",
         model="runs/{recipe}/{split}/{seed}/model.pt",
         history="runs/{recipe}/{split}/{seed}/history.csv",
@@ -189,50 +142,24 @@ rule evaluate:
         history="results/runs/{recipe}/{split}/{seed}/history.csv",
     log:
         "logs/evaluate/{recipe}/{split}/{seed}.log",
-    priority: 1  # before further training: until then a run's last checkpoint is kept
+    priority: 1  # before more training: a run's last checkpoint is kept until it is evaluated
     conda:
         "environment.yaml"
-    threads: threads_of
+    threads: STAGES.threads
     resources:
         gpu=1,
     params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.evaluate(PARAMS, run_of(wildcards))
-        ),
+        ingredients=STAGES.evaluate,
     message:
         "evaluate {wildcards.recipe} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "python pipeline/resume.py pipeline/evaluate.py {wildcards.recipe} {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
 
 
-rule tables:
-    input:
-        records=records_of,
-    output:
-        csv=report("results/tables/{grid}.csv", category="Tables", subcategory="{grid}"),
-        markdown="results/tables/{grid}.md",
-        latex="results/tables/{grid}.tex",
-        metrics=directory("results/metrics/{grid}"),
-    log:
-        "logs/tables/{grid}.log",
-    localrule: True
-    conda:
-        "environment.yaml"
-    params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.tables(PARAMS, wildcards.grid)
-        ),
-    message:
-        "tables of {wildcards.grid}"
-    shell:
-        "python pipeline/tables.py {wildcards.grid} 2>&1 | tee -i {log}"
-
-
 rule report:
     input:
-        records=records_of,
-        histories=histories_of,
-        table="results/tables/{grid}.csv",
+        records=STAGES.records,
+        histories=STAGES.histories,
     output:
         report(
             update(directory("results/figures/{grid}")),
@@ -240,18 +167,18 @@ rule report:
             category="Figures",
             subcategory="{grid}",
         ),
-        miou="results/plots/miou/{grid}.csv",
-        loss="results/plots/loss/{grid}.csv",
+        csv=report("results/tables/{grid}.csv", category="Tables", subcategory="{grid}"),
+        tables=expand("results/tables/{{grid}}.{kind}", kind=TABLES[1:]),
+        metrics=directory("results/metrics/{grid}"),
+        plots=expand("results/plots/{kind}/{{grid}}.csv", kind=["miou", "loss"]),
     log:
         "logs/report/{grid}.log",
     localrule: True
     conda:
         "environment.yaml"
     params:
-        ingredients=lambda wildcards: ingredients.text(
-            ingredients.report(PARAMS, wildcards.grid)
-        ),
+        ingredients=STAGES.report,
     message:
-        "figures of {wildcards.grid}, results/report.html"
+        "table and figures of {wildcards.grid}, results/report.html"
     shell:
         "python pipeline/report.py {wildcards.grid} 2>&1 | tee -i {log}"

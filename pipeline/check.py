@@ -1,11 +1,11 @@
 """Refuse a wrong params.yaml before any work, and note what each stage depends on: python pipeline/check.py.
 
-Writes data/ingredients/, see semiseg/ingredients.py.
+Writes data/ingredients/; semiseg/stages.py says what is in it.
 """
 
 import argparse
 
-from semiseg import ingredients
+from semiseg import stages
 from semiseg.base import parameters, paths
 from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
@@ -13,13 +13,13 @@ from semiseg.base.files import write_text
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    # Here, for --help and ctrl-C need not wait for torch.
+    # Imported here so that --help and ctrl-C need not wait for torch.
     from semiseg.methods import contract
 
     params = parameters.load()
     contract.check_options(params)
     place = paths.DATA / "ingredients"
-    texts = {place / file: text for file, text in ingredients.everything(params)}
+    texts = {place / file: text for file, text in stages.ingredients(params)}
     for file, text in texts.items():  # each whole: the other engine may start at the same time
         write_text(file, text)
     for file in place.rglob("*.json"):

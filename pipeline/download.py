@@ -13,7 +13,7 @@ def main() -> None:
     name = parser.parse_args().dataset
     params = parameters.load()
     dataset = parameters.look_up(params.datasets, name, "datasets")
-    print(sources.prepare(name, dataset, params.downloads))
+    print(sources.prepare(name, dataset))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
-"""Write dvc.yaml and pipeline/dvc.yaml after a change of grids: python pipeline/dvc_stages.py.
+"""Write dvc.yaml and pipeline/dvc.yaml from params.yaml: python pipeline/dvc_stages.py.
 
-DVC cannot compute a list, so somebody has to write which records a grid's table reads.
+DVC cannot compute a list, so the records that a grid's table reads are written out here. Two of its stages
+cannot own one file either: a run that several tables show belongs to the first of their grids.
 """
 
 import argparse
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
+from semiseg.base.paths import Run
 
-# The grids of dvc.yaml: `dvc repro <grid>` runs one of them, `dvc repro` alone all. So the demo and the
-# Snakefile's DEFAULT_GRIDS are here; every other grid is run as `dvc repro pipeline/dvc.yaml:<grid>`.
-TARGETS = ("demo", "voc", "cityscapes")
+DEMO = "demo"  # a target of dvc.yaml beside the default grids
 
 TARGETS_HEAD = """\
 # Written by `python pipeline/dvc_stages.py` from params.yaml: what DVC runs, by name.
 #   dvc repro demo                               the demo
-#   dvc repro --keep-going                       all of this file: the demo, then the papers' grids
+#   dvc repro --keep-going                       all of this file: the demo, then the default grids
 #   dvc repro pipeline/dvc.yaml:camvid-small     a grid that is not in this file
-# A stage here is the last one of its grid; those that lead to it are in pipeline/dvc.yaml. With --keep-going,
-# a dataset that cannot be had stops its own runs alone.
+# A stage here is the last one of its grid; pipeline/dvc.yaml has those that lead to it. With --keep-going, a
+# dataset that cannot be had stops only its own runs.
 
 params:
   - params.yaml
 
-# Folders, for DVC complains of every file named here that no run has made yet.
+# Folders, because DVC complains of every file named here that no run has written yet.
 metrics:
   - results/metrics
 
@@ -40,15 +42,11 @@ stages:"""
 
 HEAD = """\
 # Written by `python pipeline/dvc_stages.py` from params.yaml: the benchmark's stages, with the Snakefile's
-# commands. ../dvc.yaml says how they are run.
+# commands. ../dvc.yaml says how to run them.
 #
-# A stage depends on the files that it reads and on data/ingredients/..., where `check` notes the numbers of
-# params.yaml and the code that decide its result: a change runs again what it touches, and only that.
-# Two stages may not own one file, so no run belongs to two grids: an ablation holds its variants alone, and
-# its table reads the other rows from the grids that have them (beside, in params.yaml).
-
-vars:
-  - ../params.yaml
+# A stage depends on the files that it reads and on data/ingredients/..., where `check` notes the numbers and
+# revisions that decide its result. Two stages cannot own one file: a run that several tables show belongs to
+# the first of their grids.
 
 stages:
   check:
@@ -59,25 +57,19 @@ stages:
       - params.yaml
       - semiseg
       - pipeline/check.py
-      - pipeline/download.py
-      - pipeline/split.py
-      - pipeline/train.py
-      - pipeline/evaluate.py
-      - pipeline/tables.py
-      - pipeline/report.py
     outs:
       - data/ingredients
+"""
 
-  download:
-    desc: Fetch, verify and prepare a dataset; its manifest stands for it
+DOWNLOAD = """
+  download_{dataset}:
+    desc: Fetch, verify and prepare a dataset
     wdir: ..
-    matrix:
-      dataset: [{datasets}]
-    cmd: python pipeline/download.py ${{item.dataset}}
+    cmd: python pipeline/download.py {dataset}
     deps:
-      - data/ingredients/download/${{item.dataset}}.json
+      - data/ingredients/download/{dataset}.json{own}
     outs:
-      - data/${{item.dataset}}: {{persist: true}}
+      - data/{dataset}: {{persist: true}}
 """
 
 SPLIT = """\
@@ -121,31 +113,18 @@ EVALUATE = """\
       - results/runs/${item.recipe}/${item.split}/${item.seed}/history.csv: {cache: false}
 """
 
-TABLES = """
-  tables_{grid}:
-    desc: "Table: {title}"
-    wdir: ..
-    cmd: python pipeline/tables.py {grid}
+REPORT = """
+  {grid}:
+    desc: "{title}: table and figures"
+    wdir: {folder}
+    cmd: python pipeline/report.py {grid}
     deps:
-      - data/ingredients/tables/{grid}.json
-{records}
+{deps}
     outs:
       - results/tables/{grid}.csv: {{cache: false}}
       - results/tables/{grid}.md: {{cache: false}}
       - results/tables/{grid}.tex: {{cache: false}}
       - results/metrics/{grid}: {{cache: false}}
-"""
-
-REPORT = """
-  {grid}:
-    desc: "{title}, from data to figures"
-    wdir: {folder}
-    cmd: python pipeline/report.py {grid}
-    deps:
-      - data/ingredients/report/{grid}.json
-      - results/tables/{grid}.csv
-{records}
-    outs:
       - results/figures/{grid}: {{cache: false, persist: true}}
       - results/plots/miou/{grid}.csv: {{cache: false}}
       - results/plots/loss/{grid}.csv: {{cache: false}}
@@ -153,33 +132,50 @@ REPORT = """
 
 
 def targets(params: Params) -> str:
-    """The text of dvc.yaml."""
-    return TARGETS_HEAD + "".join(report(params, name, ".") for name in TARGETS)
+    """Return the text of dvc.yaml."""
+    return TARGETS_HEAD + "".join(report(params, name, ".") for name in target_names(params))
+
+
+def target_names(params: Params) -> list[str]:
+    """Return the grids of dvc.yaml, which plain `dvc repro` runs."""
+    return list(dict.fromkeys([*([DEMO] if DEMO in params.grids else []), *params.default]))
 
 
 def stages(params: Params) -> str:
-    """The text of pipeline/dvc.yaml."""
-    text = HEAD.format(datasets=", ".join(params.datasets))
+    """Return the text of pipeline/dvc.yaml."""
+    owned = list(runs(params))
+    text = HEAD + "".join(download(params, name) for name in params.datasets)
     text += matrices("split", SPLIT, splits(params))
-    text += matrices("train", TRAIN, runs(params))
-    text += matrices("evaluate", EVALUATE, runs(params))
-    for name, grid in params.grids.items():
-        text += TABLES.format(grid=name, title=grid.title, records=records(grid))
-        if name not in TARGETS:
-            text += report(params, name, "..")
-    return text
+    text += matrices("train", TRAIN, owned)
+    text += matrices("evaluate", EVALUATE, owned)
+    others = [name for name in params.grids if name not in target_names(params)]
+    return text + "".join(report(params, name, "..") for name in others)
+
+
+def download(params: Params, name: str) -> str:
+    """Return the stage that prepares a dataset; it depends on the files of a folder of one's own."""
+    dataset = params.datasets[name]
+    own = f"\n      - {dataset.options['path']}" if dataset.source == "folder" else ""
+    return DOWNLOAD.format(dataset=name, own=own)
 
 
 def report(params: Params, name: str, folder: str) -> str:
-    """A grid's last stage; ``folder`` is the way to the project's."""
+    """Return a grid's last stage; ``folder`` is the way to the project's folder."""
     grid = params.grids[name]
-    return REPORT.format(grid=name, title=grid.title, folder=folder, records=records(grid))
+    title = grid.title.replace("\\", "\\\\").replace('"', '\\"')
+    folders = dict.fromkeys(run.metrics.parents[1].as_posix() for run in grid.runs())
+    deps = wrapped([f"data/ingredients/report/{name}.json", *folders])
+    return REPORT.format(grid=name, title=title, folder=folder, deps=deps)
 
 
-def matrices(stage: str, body: str, entries: dict[str, dict[str, str]]) -> str:
-    """A stage for each entry; the first one holds the body that all share."""
+Matrix = tuple[str, dict[str, str]]
+"""The end of a stage's name, and the values of its matrix."""
+
+
+def matrices(stage: str, body: str, entries: list[Matrix]) -> str:
+    """Return a stage for each entry; the first one holds the body that all share."""
     text = ""
-    for place, (name, matrix) in enumerate(entries.items()):
+    for place, (name, matrix) in enumerate(entries):
         shared = f"    <<: *{stage}\n" if place else body
         anchor = "" if place else f" &{stage}"
         rows = "".join(f"      {key}: {value}\n" for key, value in matrix.items())
@@ -187,42 +183,72 @@ def matrices(stage: str, body: str, entries: dict[str, dict[str, str]]) -> str:
     return text
 
 
-def splits(params: Params) -> dict[str, dict[str, str]]:
-    """By dataset, every split of its grids with every seed of theirs; what no target needs is not run."""
-    entries = {}
+def splits(params: Params) -> list[Matrix]:
+    """Return, for each dataset, its splits in any grid with all seeds of these grids."""
+    entries: list[Matrix] = []
     for dataset in params.datasets:
-        of_dataset = [name for name, split in params.splits.items() if split.dataset == dataset]
-        grids = [grid for grid in params.grids.values() if set(grid.splits) & set(of_dataset)]
-        used = [name for name in of_dataset if any(name in grid.splits for grid in grids)]
+        grids = [
+            grid
+            for grid in params.grids.values()
+            if any(params.splits[split].dataset == dataset for split in grid.splits)
+        ]
+        names = dict.fromkeys(
+            split for grid in grids for split in grid.splits if params.splits[split].dataset == dataset
+        )
         seeds = sorted({seed for grid in grids for seed in grid.seeds})
-        if used:
-            entries[dataset] = {"split": listed(used), "seed": listed(seeds), "dataset": listed([dataset])}
+        if names:
+            matrix = {"split": listed(names), "seed": listed(seeds), "dataset": listed([dataset])}
+            entries.append((dataset, matrix))
     return entries
 
 
-def runs(params: Params) -> dict[str, dict[str, str]]:
-    """Each grid's runs; where a grid spans datasets, an entry for each."""
-    entries = {}
+def runs(params: Params) -> Iterator[Matrix]:
+    """Yield the runs of each grid that no earlier grid has, as rectangles of recipes, splits and seeds."""
+    known: set[Run] = set()
     for name, grid in params.grids.items():
-        datasets = dict.fromkeys(params.splits[split].dataset for split in grid.splits)
-        for dataset in datasets:
-            here = [split for split in grid.splits if params.splits[split].dataset == dataset]
-            entries[name if len(datasets) == 1 else f"{name}_{dataset}"] = {
-                "recipe": f"${{grids.{name}.recipes}}",
-                "split": listed(here),
-                "seed": f"${{grids.{name}.seeds}}",
+        for place, (recipes, names, seeds) in enumerate(rectangles(grid, known)):
+            (dataset,) = {params.splits[split].dataset for split in names}
+            matrix = {
+                "recipe": listed(recipes),
+                "split": listed(names),
+                "seed": listed(seeds),
                 "dataset": listed([dataset]),
             }
-    return entries
+            yield (f"{name}_{place + 1}" if place else name), matrix
+        known.update(grid.runs())
 
 
-def records(grid: Grid) -> str:
-    """A line for each folder of records in the grid's table, those of other grids included."""
-    folders = dict.fromkeys(run.metrics.parents[1] for run in grid.table())
-    return "\n".join(f"      - {folder.as_posix()}" for folder in folders)
+Rectangle = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]
+"""Recipes, splits and seeds: all their combinations."""
 
 
-def listed(values: list[str] | list[int]) -> str:
+def rectangles(grid: Grid, known: set[Run]) -> list[Rectangle]:
+    """Return the runs of ``grid`` that are not ``known``, as few rectangles."""
+    splits_by_seeds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for recipe in grid.recipes:
+        for split in grid.splits:
+            seeds = tuple(seed for seed in grid.seeds if Run(recipe, split, seed) not in known)
+            if seeds:
+                splits_by_seeds.setdefault((recipe, seeds), []).append(split)
+    recipes: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
+    for (recipe, seeds), names in splits_by_seeds.items():
+        recipes.setdefault((tuple(names), seeds), []).append(recipe)
+    return [(tuple(each), names, seeds) for (names, seeds), each in recipes.items()]
+
+
+def wrapped(values: list[str]) -> str:
+    """Return a YAML list of several values a line."""
+    wrapper = textwrap.TextWrapper(
+        118,
+        initial_indent=" " * 6,
+        subsequent_indent=" " * 7,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return wrapper.fill(f"[{', '.join(values)}]")
+
+
+def listed(values: Iterable[str] | Iterable[int]) -> str:
     return f"[{', '.join(map(str, values))}]"
 
 

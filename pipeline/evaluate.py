@@ -23,7 +23,7 @@ def main() -> None:
     from semiseg.training import checkpoint, device
 
     run = parameters.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
-    dataset = prepared.open_dataset(run.split.dataset, run.dataset)
+    dataset = prepared.open_dataset(run.dataset_name, run.dataset)
     split = splits.read(arguments.split, arguments.seed)
     with device.claimed(run.protocol.threads) as chosen:
         result = evaluate.score_run(run, dataset, split, chosen)

@@ -1,6 +1,6 @@
-"""Draw a grid's figures and rebuild results/report.html: python pipeline/report.py [<grid>].
+"""Write a grid's table and figures, and results/report.html: python pipeline/report.py [<grid>].
 
-Without a grid only the page is rebuilt: it is a view over all records and belongs to no single grid's stage.
+Without a grid only the page is written: it shows all records and belongs to no single grid.
 """
 
 import argparse
@@ -11,19 +11,18 @@ from semiseg.base.errors import one_line_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("grid", nargs="?", help="a grid of params.yaml; without it, the page alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", nargs="?", help="a grid of params.yaml; without it, only the page is written")
     name = parser.parse_args().grid
-    # Here, for --help and ctrl-C need not wait for pandas and matplotlib.
-    from semiseg.report import dvc, page
-    from semiseg.report.collect import collect
-    from semiseg.report.figures import kinds
+    # Imported here so that --help and ctrl-C need not wait for pandas and matplotlib.
+    from semiseg.report import page, write
 
     params = parameters.load()
     if name is not None:
-        results = collect(params, name)
-        kinds.write(results)
-        dvc.write_plots(results)
+        text, written = write.grid(params, name)
+        print(text, "", "Written: " + ", ".join(map(str, written)), sep="\n")
     for refused in page.write(params):
         print(f"warning: not in {page.PAGE}: {refused}", file=sys.stderr)
     print(f"Written: {page.PAGE}")

@@ -19,18 +19,19 @@ def main() -> None:
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
     ids = dataset.ids("train")
     with_mask = tuple(each for each in ids if dataset.mask_path(each).is_file())
-    count, batch = split.labelled_count(len(with_mask)), params.protocols[split.protocol].labelled_batch
+    share, batch = params.share(name), params.protocols[split.protocol].labelled_batch
+    count = share.labelled_count(len(with_mask))
     if count < batch:
         raise UserError(
-            f"params.yaml: splits: {name}: {count} labelled images are fewer than a batch of "
-            f"{batch}; raise the ratio or lower protocols: {split.protocol}: labelled_batch"
+            f"params.yaml: datasets: {split.dataset}: shares: {split.share}: {count} labelled images are "
+            f"fewer than a batch of {batch}; raise the share, or lower labelled_batch in {split.protocol}"
         )
-    if split.family == parameters.DRAWN:
+    if share.lists == parameters.DRAWN:
         without_mask = tuple(each for each in ids if each not in set(with_mask))
         written = splits.write(name, seed, with_mask, count, split.dataset, without_mask)
     else:
-        family, source = params.families[split.family], params.datasets[split.dataset].source
-        written = lists.write(name, seed, split.family, family, source, ids, count)
+        source = params.datasets[split.dataset].source
+        written = lists.write(name, seed, share.lists, source, ids, count)
     print(
         f"{name}, seed {seed}: {len(written.labelled)} labelled, {len(written.unlabelled)} unlabelled images"
     )

@@ -1,9 +1,7 @@
-"""Write a table, a grid's or a paper's, as results/tables/<name>.csv, .md and .tex.
+"""Write and print a grid's table without its figures: python pipeline/tables.py <grid>.
 
-Of a grid, results/metrics/<name>/ too, which `dvc metrics show` reads.
-
-python pipeline/tables.py camvid
-python pipeline/tables.py paper-dcc-voc
+The table goes to results/tables/<grid>.csv, .md and .tex, and the figures of `dvc metrics show` to
+results/metrics/<grid>/. The name of a paper's table in results/reference/tables.yaml will do too.
 """
 
 import argparse
@@ -16,23 +14,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "name", help="a grid of params.yaml, or a paper's table of results/reference/tables.yaml"
-    )
-    name = parser.parse_args().name
-    # Here, for --help and ctrl-C need not wait for pandas.
-    from semiseg.report import dvc, papers, published, tables
-    from semiseg.report.collect import collect
+    parser.add_argument("grid", help="a grid of params.yaml, or a paper's table")
+    name = parser.parse_args().grid
+    # Imported here so that --help and ctrl-C need not wait for pandas.
+    from semiseg.report import write
 
-    params = parameters.load()
-    if name in published.load().tables:
-        paper = papers.collect(params, name)
-        written, text = papers.write(paper), papers.terminal(paper)
-    else:
-        results = collect(params, name)
-        written, text = tables.write(results), tables.terminal(results)
-    if name in params.grids:
-        written.append(dvc.write_metrics(collect(params, name)))
+    text, written = write.table(parameters.load(), name)
     print(text, "", "Written: " + ", ".join(map(str, written)), sep="\n")
 
 

@@ -15,28 +15,29 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Here, for --help and ctrl-C need not wait for torch.
-    from semiseg.base import distributed, parameters, paths
+    from semiseg.base import distributed, locks, parameters, paths
     from semiseg.data import prepared, splits
-    from semiseg.training import checkpoint, device, launch, loop
+    from semiseg.evaluation.score import Scoring
+    from semiseg.training import device, launch, loop
 
     params = parameters.load()
     run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     gpus = params.gpus(run.run)
-    dataset = prepared.open_dataset(run.split.dataset, run.dataset)
+    dataset = prepared.open_dataset(run.dataset_name, run.dataset)
     split = splits.read(arguments.split, arguments.seed)
     if launch.started():
         with launch.one_of_several():
             chosen = device.of_process(run.protocol.threads)
             with distributed.joined(chosen):
-                loop.train(run, dataset, split, chosen)
+                loop.train(run, dataset, split, chosen, Scoring.of(run, chosen))
         return
-    with checkpoint.held(run.run):  # first, so that a second start does not wait for a device
+    with locks.held(run.run):  # first, so that a second start does not wait for a device
         if gpus > 1:
             with device.claimed_together(gpus):
                 launch.start(str(run.run), gpus)
         else:
             with device.claimed(run.protocol.threads) as chosen:
-                loop.train(run, dataset, split, chosen)
+                loop.train(run, dataset, split, chosen, Scoring.of(run, chosen))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,14 @@ def own(rows: Tensor) -> Tensor:
     return rows.unflatten(0, (size(), -1))[rank()]
 
 
+def uniform(rows: int, *shape: int, device: torch.device) -> Tensor:
+    """Draw U(0, 1) for this process's rows of the global batch: (rows, *shape) float32.
+
+    All processes draw the numbers of the whole batch, so these do not depend on how many there are.
+    """
+    return own(torch.rand(size() * rows, *shape, device=device))
+
+
 def dealt(rows: Rows) -> Rows:
     """Every process's share of things that all of them hold, dealt out in turn."""
     return rows[rank() :: size()]

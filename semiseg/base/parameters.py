@@ -1,51 +1,371 @@
-"""params.yaml -> frozen dataclasses; what it does not know is refused, naming the key.
+"""Read params.yaml into frozen dataclasses and refuse, by its key, whatever they do not know.
 
-params.yaml holds five maps (datasets, protocols, splits, recipes, grids) and two of what is fetched
-(downloads, families). A run is a recipe on a split with a seed; ``Params.run`` gathers everything that
-decides its numbers into one ``RunConfig``, and the hash of that is the run's identity: a record or a
-checkpoint with another hash is refused.
+params.yaml has six keys: default, grids, recipes, protocols and datasets, as docs/design.md explains them. A
+run is a recipe under a protocol, with a share of labelled images and a seed. ``Params.run`` gathers all that
+decides its numbers into one ``RunConfig``, whose digest is the run's identity.
 """
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from semiseg.base import paths
+from semiseg.base import paths, weights
 from semiseg.base.errors import UserError
-from semiseg.base.tree import from_tree, read
+from semiseg.base.tree import fraction, from_tree, read
+
+LIBRARY = Path(__file__).parents[1]
+SHARED = ("contract", "common")  # files of semiseg/methods/ that are not methods
+DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
+FULL = "full"  # the share of all images
+BACKBONES = ("resnet18", "resnet50", "resnet101")
+# Fields that cannot change a result; never hashed.
+WITHOUT_EFFECT = frozenset({"checkpoint_every", "checkpoint_minutes", "image_cache_mib", "workers"})
 
 Options = Mapping[str, Any]
-DRAWN = "drawn"  # the family of splits that are drawn from their seed
-# A field younger than the first records leaves a run's identity as it was while it holds this value.
-LATER_FIELDS = (("family", DRAWN),)
-# Fields that no number depends on are of no run's identity.
-WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "image_cache_mib"})
-BACKBONES = ("resnet18", "resnet50", "resnet101")  # of torchvision, see semiseg/models/backbones.py
 T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A prepared dataset: where it comes from, its classes in the order of their ids, where it is scored."""
+class Share:
+    """A labelled share of a training list, and where its lists of labelled images come from."""
 
-    source: str  # a module of semiseg/data/sources/
+    ratio: Fraction | None = None  # of the images that have a mask; taken from the share's name if it is one
+    count: int | None = None  # a published number of labelled images; else ceil(ratio * images)
+    lists: str = DRAWN  # drawn from the seed, or a family of semiseg/data/lists.py
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio: {self.ratio} is outside (0, 1]")
+        _at_least(self, 1, "count")
+
+    def labelled_count(self, images: int) -> int:
+        """Return how many of ``images`` training images are labelled."""
+        if self.count is not None:
+            return self.count
+        assert self.ratio is not None
+        return math.ceil(self.ratio * images)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset: its source, the classes in the order of their ids, the list it is scored on, its shares."""
+
+    source: str  # a file of semiseg/data/sources/
     classes: tuple[str, ...]
-    evaluate: str = "val"  # the list that the headline is computed on: val or test
-    background: int | None = None  # the class that ClassMix never pastes (VOC), if there is one
-    options: Options = field(default_factory=dict)  # for the source's own Config
+    evaluate: str = "val"  # the list of the headline: val or test
+    background: int | None = None  # the class that ClassMix never pastes, if there is one
+    options: Options = field(default_factory=dict)  # of the source's Config
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= 254:
             raise ValueError(f"classes: {len(self.classes)} given, between 2 and 254 are possible")
-        if self.evaluate not in ("val", "test"):
-            raise ValueError(f"evaluate: '{self.evaluate}' is neither val nor test")
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice:
+            raise ValueError(f"classes: '{twice[0]}' stands twice")
+        _one_of(self, "evaluate", "val", "test")
+        if self.background is not None and not 0 <= self.background < len(self.classes):
+            raise ValueError(f"background: {self.background} is no class; ids run to {len(self.classes) - 1}")
+        shares = {name: _named_share(name, share) for name, share in self.shares.items()}
+        object.__setattr__(self, "shares", shares)
+
+
+def _named_share(name: str, share: Share) -> Share:
+    """Complete a share by its name: "1/8", "full", or a count such as "92"."""
+    if share.ratio is not None:
+        return dataclasses.replace(share, count=int(name)) if name.isdecimal() else share
+    try:
+        ratio = Fraction(1) if name == FULL else fraction(name)
+    except ValueError:
+        raise ValueError(f"shares: {name}: give its ratio, for the name is none") from None
+    if not 0 < ratio <= 1:
+        raise ValueError(f"shares: {name}: give its ratio in (0, 1]")
+    return dataclasses.replace(share, ratio=ratio)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A segmentation network; semiseg.models.build makes it."""
+
+    head: str  # a file of semiseg/models/heads/
+    backbone: str
+    weights: str  # imagenet, coco, none, or the path of a file
+    output_stride: int
+    decoder_channels: int
+
+    def __post_init__(self) -> None:
+        _one_of(self, "backbone", *BACKBONES)
+        if self.weights in weights.NAMED[1:] and (self.weights, self.backbone) not in weights.TORCHVISION:
+            raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
+        _one_of(self, "output_stride", 8, 16)
+        _at_least(self, 1, "decoder_channels")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes a training crop: long side base_size * U(scale), a random crop, a flip."""
+
+    base_size: int  # pixels, the long side at scale one
+    scale: tuple[float, float]
+    crop: int  # pixels, the side of the square that the network sees
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"scale: {list(self.scale)} is not a range of positive numbers")
+        _at_least(self, 1, "base_size", "crop")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """SGD with momentum and the poly schedule lr (1 - step / steps)^power."""
+
+    learning_rate: float
+    backbone_factor: float  # the backbone's learning rate as a multiple of the head's
+    momentum: float
+    weight_decay: float
+    power: float
+    clip_norm: float | None  # the largest norm of the gradient; null: unlimited
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "backbone_factor", "power", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value} is not a positive number")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network is scored: whole images at their own size, at a long side, or by sliding windows."""
+
+    long_side: int | None  # pixels; logits are brought back to the mask's size. null: the image's own size
+    window: int | None  # pixels, the side of a sliding window. null: whole images
+    stride: float | None  # of the window, as a share of its side
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "long_side", "window")
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("window and stride: give both, or neither")
+        if self.stride is not None and not 0 < self.stride <= 1:
+            raise ValueError(f"stride: {self.stride} is outside (0, 1]")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that a comparison holds equal: data, network, crops, batches, steps, optimiser and scoring."""
+
+    dataset: str
+    network: Network
+    geometry: Geometry
+    optimiser: Optimiser
+    evaluation: Evaluation
+    labelled_batch: int
+    unlabelled_batch: int
+    steps: int
+    precision: str  # fp32, or bf16 (autocast)
+    compile: bool
+    validate_every: int  # steps
+    checkpoint_every: int  # steps
+    checkpoint_minutes: float  # and whenever the last checkpoint is this old
+    log_every: int  # steps
+    workers: int  # processes that read images, for each of the two streams
+    threads: int  # CPU threads of one run; sums depend on it
+    image_cache_mib: int  # memory for decoded images that the workers share; 0: keep none
+    methods: Mapping[str, Options]  # options that a method takes under this protocol
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "labelled_batch", "unlabelled_batch")  # batch norm needs two
+        _at_least(self, 1, "steps", "threads", "validate_every", "checkpoint_every", "log_every")
+        _at_least(self, 0, "workers", "image_cache_mib")
+        _one_of(self, "precision", "fp32", "bf16")
+        if not 0 < self.checkpoint_minutes < math.inf:
+            raise ValueError(f"checkpoint_minutes: {self.checkpoint_minutes} is not a positive number")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method (a file of semiseg/methods/) with one set of options for its Config."""
+
+    method: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Recipes x shares x seeds under one protocol, read in one table.
+
+    A paper's table may span several protocols; it names the shares of each instead.
+    """
+
+    title: str
+    recipes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    protocol: str | None = None
+    shares: tuple[str, ...] = ()
+    protocols: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # shares by protocol
+    waterfall: tuple[str, ...] = ()  # recipes in the order in which each adds a part to the one before
+    gpus: int = 1  # that train each of its runs together
+
+    def __post_init__(self) -> None:
+        if (self.protocol is None) == (not self.protocols) or bool(self.shares) == bool(self.protocols):
+            raise ValueError("give protocol and shares, or protocols with the shares of each")
+        for name in ("recipes", "splits", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: {list(values)} must not be empty or repeat itself")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds: {min(self.seeds)} is negative")
+        chain = self.waterfall
+        if len(chain) == 1 or len(set(chain)) < len(chain):
+            raise ValueError(f"waterfall: {list(chain)} must name at least two recipes, and none twice")
+        for recipe in chain:
+            if recipe not in self.recipes:
+                raise ValueError(f"waterfall: '{recipe}' is not one of recipes: {', '.join(self.recipes)}")
+        _at_least(self, 1, "gpus")
+
+    @property
+    def shares_by_protocol(self) -> Mapping[str, tuple[str, ...]]:
+        return self.protocols if self.protocol is None else {self.protocol: self.shares}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of its splits, by protocol and share."""
+        return tuple(
+            split_name(protocol, share)
+            for protocol, shares in self.shares_by_protocol.items()
+            for share in shares
+        )
+
+    def runs(self) -> list[paths.Run]:
+        """Return every run of the table, by recipe, split and seed."""
+        return [
+            paths.Run(recipe, split, seed)
+            for recipe in self.recipes
+            for split in self.splits
+            for seed in self.seeds
+        ]
+
+
+def split_name(protocol: str, share: str) -> str:
+    """Return the name of a split: "voc-1_8" for the share 1/8 under the protocol voc."""
+    return f"{protocol}-{share.replace('/', '_')}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A share of a dataset under a protocol, by their names."""
+
+    dataset: str
+    protocol: str
+    share: str
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides a run's numbers, but for the images and the labelled list themselves."""
+
+    run: paths.Run
+    protocol_name: str
+    protocol: Protocol  # its methods' options are in ``options``
+    dataset: Dataset  # its shares apart
+    share_name: str
+    share: Share
+    method: str
+    options: Options  # the protocol's for the method, then the recipe's own
+    weights_sha256: str  # see semiseg.base.weights.digest
+    revisions: Mapping[str, int]  # the declared REVISION of loop, method and source
+
+    @property
+    def dataset_name(self) -> str:
+        return self.protocol.dataset
+
+    def digest(self) -> str:
+        """Return the run's identity: sha256 (hex) of ``canonical(self)``."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml, checked."""
+
+    default: tuple[str, ...]
+    grids: Mapping[str, Grid]
+    recipes: Mapping[str, Recipe]
+    protocols: Mapping[str, Protocol]
+    datasets: Mapping[str, Dataset]
+
+    @functools.cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """Every split that a protocol and its dataset allow, by name."""
+        return {
+            split_name(name, share): Split(protocol.dataset, name, share)
+            for name, protocol in self.protocols.items()
+            for share in self.datasets[protocol.dataset].shares
+        }
+
+    def share(self, split: str) -> Share:
+        """Return the share of a split. Raises UserError for an unknown name."""
+        found = look_up(self.splits, split, "splits")
+        return self.datasets[found.dataset].shares[found.share]
+
+    def run(self, run: paths.Run) -> RunConfig:
+        """Return the configuration of one run. Raises UserError for an unknown recipe or split."""
+        recipe = look_up(self.recipes, run.recipe, "recipes")
+        split = look_up(self.splits, run.split, "splits")
+        if run.seed < 0:
+            raise UserError(f"{run}: a seed is not negative")
+        protocol, dataset = self.protocols[split.protocol], self.datasets[split.dataset]
+        files = {
+            "loop": LIBRARY / "training" / "loop.py",
+            "method": LIBRARY / "methods" / f"{recipe.method}.py",
+            "source": LIBRARY / "data" / "sources" / f"{dataset.source}.py",
+        }
+        return RunConfig(
+            run=run,
+            protocol_name=split.protocol,
+            protocol=dataclasses.replace(protocol, methods={}),
+            dataset=dataclasses.replace(dataset, shares={}),
+            share_name=split.share,
+            share=self.share(run.split),
+            method=recipe.method,
+            options={**protocol.methods.get(recipe.method, {}), **recipe.options},
+            weights_sha256=weights.digest(protocol.network.weights, protocol.network.backbone),
+            revisions={name: revision(file) for name, file in files.items()},
+        )
+
+    def grids_of(self, run: paths.Run) -> list[str]:
+        """Return the names of the grids whose tables show ``run``."""
+        return [
+            name
+            for name, grid in self.grids.items()
+            if run.recipe in grid.recipes and run.split in grid.splits and run.seed in grid.seeds
+        ]
+
+    def gpus(self, run: paths.Run) -> int:
+        """Return how many GPUs train ``run``: as many as the first of its grids says.
+
+        Raises UserError if the run's batches cannot be shared out evenly among them.
+        """
+        gpus = next((self.grids[name].gpus for name in self.grids_of(run)), 1)
+        protocol = self.run(run).protocol
+        for name in ("labelled_batch", "unlabelled_batch"):
+            if getattr(protocol, name) % gpus:
+                raise UserError(
+                    f"params.yaml: {run}: gpus: {gpus} cannot share the {name} of {getattr(protocol, name)} "
+                    "evenly; give a divisor of it"
+                )
+        return gpus
 
 
 @dataclass(frozen=True)
@@ -66,284 +386,49 @@ class Family:
     sha256: Mapping[str, str]  # of each file, by its path below the address
 
 
-@dataclass(frozen=True)
-class Split:
-    """A dataset, the labelled share of its training set, and the protocol its runs are trained under."""
-
-    dataset: str
-    protocol: str
-    ratio: Fraction  # of the training images that have a mask
-    count: int | None = None  # the published number of labelled images; else ceil(ratio x images)
-    family: str = DRAWN  # drawn from the seed, or a name of families
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio: {self.ratio} is outside (0, 1]")
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"count: {self.count} is not a positive number of images")
-
-    def labelled_count(self, images: int) -> int:
-        """How many of ``images`` training images are labelled."""
-        return self.count if self.count is not None else math.ceil(self.ratio * images)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A segmentation network; see semiseg.models.build."""
-
-    head: str  # a file of semiseg/models/heads/: deeplabv3plus
-    backbone: str  # resnet18, resnet50, resnet101
-    weights: str  # imagenet, coco, none, or a file's path
-    output_stride: int = 16
-    decoder_channels: int = 256
-
-    def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone: there is no '{self.backbone}'; there are {', '.join(BACKBONES)}")
-        if self.weights == "coco" and self.backbone != "resnet101":
-            raise ValueError(f"weights: coco is there for resnet101, not for {self.backbone}")
-        if self.output_stride not in (8, 16):
-            raise ValueError(f"output_stride: {self.output_stride} is neither 8 nor 16")
-        if self.decoder_channels < 1:
-            raise ValueError(f"decoder_channels: {self.decoder_channels} is not positive")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a training image becomes a crop: long side = base_size x U(scale), crop, flip."""
-
-    base_size: int  # pixels, the long side at scale one
-    scale: tuple[float, float]
-    crop: int  # pixels, the side of the square that the network sees
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale: {list(self.scale)} is not a range of positive numbers")
-        if self.base_size < 1 or self.crop < 1:
-            raise ValueError(f"base_size {self.base_size} and crop {self.crop}: both must be positive")
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """SGD with momentum (Nesterov off) and the poly schedule lr (1 - step / steps)^power."""
-
-    learning_rate: float
-    backbone_factor: float = 0.1  # the backbone's learning rate over the head's
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    power: float = 0.9
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "backbone_factor", "power", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: {value} is not a positive number")
-        for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Everything a comparison holds equal: network, crops, batches, steps, optimiser, machine settings."""
-
-    network: Network
-    geometry: Geometry
-    optimiser: Optimiser
-    labelled_batch: int
-    unlabelled_batch: int
-    steps: int
-    precision: str = "fp32"  # fp32, or bf16 autocast
-    compile: bool = False
-    validate_every: int = 1000  # steps
-    checkpoint_every: int = 500  # steps
-    checkpoint_minutes: float = 15.0  # and whenever the last one is this old
-    log_every: int = 50  # steps
-    workers: int = 2  # processes that read images, for each stream
-    threads: int = 1  # CPU threads of one run; part of the run, for sums depend on it
-    image_cache_mib: int = 0  # memory in which a run keeps decoded images for its workers; 0: none are kept
-    methods: Mapping[str, Options] = field(default_factory=dict)  # schedules cut short with the steps
-
-    def __post_init__(self) -> None:
-        for name in ("labelled_batch", "unlabelled_batch"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}: {getattr(self, name)} is fewer than the 2 that batch norm needs")
-        for name in ("steps", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision: '{self.precision}' is neither fp32 nor bf16")
-        for name in ("validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        if not self.checkpoint_minutes > 0:
-            raise ValueError(f"checkpoint_minutes: {self.checkpoint_minutes} is not positive")
-        for name in ("workers", "image_cache_mib"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A method (a file of semiseg/methods/) with one set of options for its Config."""
-
-    method: str
-    options: Options = field(default_factory=dict)
-    gpus: int | None = None  # that train a run together; not part of it, for its numbers stay
-
-    def __post_init__(self) -> None:
-        _check_gpus(self.gpus)
-
-
-def _check_gpus(gpus: int | None) -> None:
-    if gpus is not None and gpus < 1:
-        raise ValueError(f"gpus: {gpus} is not positive")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Recipes x splits x seeds that are run together and read in one table."""
-
-    title: str
-    recipes: tuple[str, ...]
-    splits: tuple[str, ...]
-    seeds: tuple[int, ...]
-    beside: tuple[str, ...] = ()  # recipes that other grids run on these splits and seeds: first in the table
-    waterfall: tuple[str, ...] = ()  # rows in the order in which each adds a part to the one before
-    gpus: int | None = None  # that train each of its runs together, unless the recipe says
-
-    def __post_init__(self) -> None:
-        for name in ("recipes", "splits", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}: {list(values)} must name something, and nothing twice")
-        if len(set(self.rows)) < len(self.rows):
-            raise ValueError(f"beside: {list(self.beside)}: a recipe stands twice, or among the grid's own")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds: {min(self.seeds)} is negative")
-        self._check_waterfall()
-        _check_gpus(self.gpus)
-
-    def _check_waterfall(self) -> None:
-        chain = self.waterfall
-        if len(chain) == 1 or len(set(chain)) < len(chain):
-            raise ValueError(f"waterfall: {list(chain)} must name at least two recipes, and none twice")
-        for recipe in chain:
-            if recipe not in self.rows:
-                raise ValueError(
-                    f"waterfall: '{recipe}' is no row of the table; its rows are {', '.join(self.rows)}"
-                )
-
-    def holds(self, run: paths.Run) -> bool:
-        return run.recipe in self.recipes and run.split in self.splits and run.seed in self.seeds
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """The recipes of the grid's table."""
-        return (*self.beside, *self.recipes)
-
-    def runs(self) -> list[paths.Run]:
-        """Its own: no other grid has them."""
-        return self._runs(self.recipes)
-
-    def table(self) -> list[paths.Run]:
-        """Those that its table reads: its own, and of other grids those beside."""
-        return self._runs(self.rows)
-
-    def _runs(self, recipes: tuple[str, ...]) -> list[paths.Run]:
-        return [
-            paths.Run(recipe, split, seed)
-            for recipe in recipes
-            for split in self.splits
-            for seed in self.seeds
-        ]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All that decides a run's numbers."""
-
-    run: paths.Run
-    dataset: Dataset
-    split: Split
-    protocol: Protocol  # without the methods' overrides, which are in options already
-    method: str
-    options: Options  # protocol.methods[method], then the recipe's own
-
-    def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of this configuration."""
-        return hashlib.sha256(canonical(self).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Params:
-    datasets: Mapping[str, Dataset]
-    protocols: Mapping[str, Protocol]
-    splits: Mapping[str, Split]
-    recipes: Mapping[str, Recipe]
-    grids: Mapping[str, Grid]
-    downloads: Mapping[str, Download] = field(default_factory=dict)  # by the file's name
-    families: Mapping[str, Family] = field(default_factory=dict)
-
-    def run(self, run: paths.Run) -> RunConfig:
-        """The configuration of one run. Raises UserError for a recipe or a split that params.yaml lacks."""
-        recipe = look_up(self.recipes, run.recipe, "recipes")
-        split = look_up(self.splits, run.split, "splits")
-        if run.seed < 0:
-            raise UserError(f"{run}: a seed is not negative")
-        protocol = self.protocols[split.protocol]
-        return RunConfig(
-            run=run,
-            dataset=self.datasets[split.dataset],
-            split=split,
-            protocol=dataclasses.replace(protocol, methods={}),
-            method=recipe.method,
-            options={**protocol.methods.get(recipe.method, {}), **recipe.options},
-        )
-
-    def grid_of(self, run: paths.Run) -> str:
-        """The name of the grid that runs ``run``; one of them does."""
-        return next(name for name, grid in self.grids.items() if grid.holds(run))
-
-    def gpus(self, run: paths.Run) -> int:
-        """How many GPUs train ``run``: as its recipe says, else its grid, else one.
-
-        Raises UserError if the run's batches cannot be shared out evenly among them.
-        """
-        grids = [grid.gpus for grid in self.grids.values() if grid.holds(run)]
-        asked = [look_up(self.recipes, run.recipe, "recipes").gpus, *grids]
-        gpus = next((number for number in asked if number is not None), 1)
-        protocol = self.run(run).protocol
-        for name in ("labelled_batch", "unlabelled_batch"):
-            batch = getattr(protocol, name)
-            if batch % gpus:
-                raise UserError(
-                    f"params.yaml: {run}: gpus: {gpus} cannot share the {name} of {batch} evenly; "
-                    "give a divisor of it"
-                )
-        return gpus
-
-
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
-    params: Params = from_tree(Params, read(path), str(path))
+    tree = read(path)
+    if isinstance(tree, Mapping) and isinstance(tree.get("recipes"), Mapping):
+        tree = {**tree, "recipes": dict(_recipes(tree["recipes"], f"{path}: recipes"))}
+    params: Params = from_tree(Params, tree, str(path))
     _check_references(params)
     return params
 
 
+def _recipes(tree: Mapping[Any, Any], key: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield each recipe by name: a method by its own, a variant as "<method>-<variant>".
+
+    An entry with the keys ``method`` and ``options`` is a recipe with a name of its own.
+    """
+    for name, entry in tree.items():
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{key}: {name}: expected a map of variants, found {entry!r}")
+        if isinstance(entry.get("method"), str):
+            yield str(name), dict(entry)
+            continue
+        yield str(name), {"method": str(name)}
+        for variant, options in entry.items():
+            if not isinstance(options, Mapping):
+                raise UserError(f"{key}: {name}: {variant}: expected a map of options, found {options!r}")
+            yield f"{name}-{variant}", {"method": str(name), "options": dict(options)}
+
+
 def canonical(config: object) -> str:
-    """Canonical JSON of a dataclass (sorted keys, fractions as text): equal configurations, equal text."""
-    tree = dataclasses.asdict(config, dict_factory=_of_identity)  # type: ignore[call-overload]
+    """Return canonical JSON of a dataclass, without fields that cannot change a result.
+
+    Keys are sorted and fractions are text, so that equal configurations give equal text.
+    """
+    tree = dataclasses.asdict(config, dict_factory=_with_effect)  # type: ignore[call-overload]
     return json.dumps(tree, sort_keys=True, default=str)
 
 
-def _of_identity(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(each for each in fields if each[0] not in WITHOUT_EFFECT and each not in LATER_FIELDS)
+def _with_effect(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name not in WITHOUT_EFFECT}
 
 
 def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
-    """``entries[name]``, or a UserError that lists what there is."""
+    """Return ``entries[name]``, or raise a UserError that lists the entries."""
     if name not in entries:
         raise UserError(
             f"params.yaml: {what}: there is no '{name}'; there are {', '.join(entries) or 'none'}"
@@ -351,57 +436,66 @@ def look_up(entries: Mapping[str, T], name: str, what: str) -> T:
     return entries[name]
 
 
+@functools.cache
+def revision(file: Path) -> int:
+    """Return the REVISION that a module declares, without importing it."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "REVISION"
+            and isinstance(node.value, ast.Constant)
+        ):
+            return int(str(node.value.value))
+    raise ValueError(f"{file}: declares no REVISION")
+
+
+def files_of(*place: str) -> list[str]:
+    """Return the names of the modules in a folder of the library, without private and shared ones."""
+    folder = LIBRARY.joinpath(*place)
+    names = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+    return [name for name in names if place != ("methods",) or name not in SHARED]
+
+
 def _check_references(params: Params) -> None:
-    """Every name that params.yaml uses must be one that it defines, or a file of the library."""
-    library = Path(__file__).parents[1]
+    """Refuse a name that params.yaml uses but neither defines nor finds in the library."""
     for name, dataset in params.datasets.items():
-        _check_file(library / "data" / "sources", dataset.source, f"datasets: {name}: source")
-    for name, split in params.splits.items():
-        _check_name(params.datasets, split.dataset, f"splits: {name}: dataset")
-        _check_name(params.protocols, split.protocol, f"splits: {name}: protocol")
-        if split.family != DRAWN:
-            _check_name(params.families, split.family, f"splits: {name}: family")
+        _check_known(dataset.source, files_of("data", "sources"), f"datasets: {name}: source")
     for name, protocol in params.protocols.items():
-        _check_file(library / "models" / "heads", protocol.network.head, f"protocols: {name}: network: head")
+        key = f"protocols: {name}"
+        _check_known(protocol.dataset, params.datasets, f"{key}: dataset")
+        _check_known(protocol.network.head, files_of("models", "heads"), f"{key}: network: head")
         for method in protocol.methods:
-            _check_file(library / "methods", method, f"protocols: {name}: methods")
+            _check_known(method, files_of("methods"), f"{key}: methods")
     for name, recipe in params.recipes.items():
-        _check_file(library / "methods", recipe.method, f"recipes: {name}: method")
+        _check_known(recipe.method, files_of("methods"), f"recipes: {name}")
     for name, grid in params.grids.items():
         for recipe_name in grid.recipes:
-            _check_name(params.recipes, recipe_name, f"grids: {name}: recipes")
-        for split_name in grid.splits:
-            _check_name(params.splits, split_name, f"grids: {name}: splits")
-    _check_runs(params.grids)
-    for grid in params.grids.values():
-        for run in grid.runs():
-            if grid.gpus is not None or params.recipes[run.recipe].gpus is not None:
-                params.gpus(run)
+            _check_known(recipe_name, params.recipes, f"grids: {name}: recipes")
+        for protocol_name, shares in grid.shares_by_protocol.items():
+            _check_known(protocol_name, params.protocols, f"grids: {name}: protocol")
+            known = params.datasets[params.protocols[protocol_name].dataset].shares
+            for share in shares:
+                _check_known(share, known, f"grids: {name}: shares")
+        for run in grid.runs() if grid.gpus > 1 else ():
+            params.gpus(run)
+    for name in params.default:
+        _check_known(name, params.grids, "default")
 
 
-def _check_runs(grids: Mapping[str, Grid]) -> None:
-    """Every run belongs to one grid: two stages of DVC may not own one output."""
-    owners: dict[paths.Run, str] = {}
-    for name, grid in grids.items():
-        for run in grid.runs():
-            if run in owners:
-                raise UserError(
-                    f"params.yaml: grids: {owners[run]} and {name} both run {run}; "
-                    f"name {run.recipe} under beside in one of them"
-                )
-            owners[run] = name
-    for name, grid in grids.items():
-        for run in grid.table():
-            if run not in owners:
-                raise UserError(f"params.yaml: grids: {name}: beside: no grid runs {run}")
-
-
-def _check_name(entries: Mapping[str, object], name: str, key: str) -> None:
-    if name not in entries:
-        raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(entries)}")
-
-
-def _check_file(folder: Path, name: str, key: str) -> None:
-    known = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+def _check_known(name: str, known: Iterable[str], key: str) -> None:
     if name not in known:
         raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known)}")
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value} is less than {least}")
+
+
+def _one_of(config: object, name: str, *possible: object) -> None:
+    value = getattr(config, name)
+    if value not in possible:
+        raise ValueError(f"{name}: '{value}' is none of {', '.join(map(str, possible))}")

@@ -1,12 +1,14 @@
-"""Plain data, as YAML and JSON give it -> frozen dataclasses; what they do not know is refused by its key.
+"""Convert plain data, as YAML and JSON give it, into frozen dataclasses, and refuse the rest by its key.
 
-The conversion is written here because the machines that only train carry nothing beyond torch's own stack.
+The conversion is written here because the machines that only train have nothing beyond torch's own stack.
 """
 
 import dataclasses
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,63 +17,128 @@ import yaml
 
 from semiseg.base.errors import UserError
 
+DEPTH, NODES = 20, 100_000  # of a file; more is a mistake or an attack
+
 
 def read(path: Path) -> Any:
-    """The YAML file at ``path``. Raises UserError for one that is not there, is not YAML or repeats a key."""
+    """Return the data of a YAML file.
+
+    Numbers and booleans follow YAML 1.2: 010 and 1:30 are text, and so are yes and no. Raises UserError for a
+    file that does not exist, is not UTF-8 or YAML, repeats a key, or contains itself.
+    """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; start from the project's folder") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    for count, depth in enumerate(_depths(tree)):
+        if depth > DEPTH or count > NODES:
+            raise UserError(f"{path}: nested more than {DEPTH} levels deep, or an alias contains itself")
+    return tree
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML lets a key stand twice, and the last one wins."""
+def _depths(tree: object, depth: int = 0) -> Iterator[int]:
+    """Yield the depth of every node, the deepest at most DEPTH + 1."""
+    yield depth
+    if depth <= DEPTH and isinstance(tree, Mapping | list):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _depths(each, depth + 1)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain scalars as in YAML 1.2's core schema; no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
         for key in keys:
-            if keys.count(key) > 1:
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def from_tree(kind: Any, tree: object, key: str) -> Any:
-    """Convert plain YAML data to ``kind`` (a dataclass, or a type of its fields), strictly.
+# PyYAML tries these in order; whatever matches none is text.
+RESOLVERS = {
+    "null": ("~nN", r"~|null|Null|NULL|"),
+    "bool": ("tTfF", r"true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", r"[-+]?(0|[1-9][0-9]*)"),
+    "float": (
+        "-+.0123456789",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
+    "merge": ("<", r"<<"),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_first, _pattern) in RESOLVERS.items():
+    _characters = [*_first, *([""] if _tag == "null" else [])]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _characters)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: _number(typing.cast(yaml.ScalarNode, node).value),
+)
 
-    ``key`` is the path of ``tree`` for error messages. Raises UserError on an unknown key, a missing one, a
-    value of another type, or one that the dataclass refuses.
+
+def _number(text: str) -> float | str:
+    """Convert a YAML 1.2 float; digits with a leading zero stay text."""
+    if re.fullmatch(r"[-+]?0[0-9]+", text):
+        return text
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def from_tree(kind: Any, tree: object, key: str) -> Any:
+    """Convert plain data to ``kind``: a dataclass, or the type of one of its fields.
+
+    ``key`` names ``tree`` in error messages. Raises UserError for an unknown or missing key, a value of
+    another type, a number that is not finite, and a value that the dataclass refuses.
     """
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_tree(typing.cast(type, kind), tree, key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # only "X | None" is used
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(kind for kind in arguments if kind is not types.NoneType)  # only "X | None" is used
         return None if tree is None else from_tree(inner, tree, key)
     if origin is tuple:
         return _tuple_from_tree(arguments, tree, key)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(tree, Mapping):
-            raise UserError(f"{key}: expected a map of names, found {tree!r}")
+            raise UserError(f"{key}: expected a map of names, found {_shown(tree)}")
         return {str(name): from_tree(arguments[1], value, f"{key}: {name}") for name, value in tree.items()}
     if kind is Any:
         return tree
     if kind is Fraction:
-        return _fraction(tree, key)
-    if kind is float and isinstance(tree, int | str) and not isinstance(tree, bool):
         try:
-            return float(tree)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
+            return fraction(str(tree))
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+    if kind is float and isinstance(tree, int | float) and not isinstance(tree, bool):
+        if not math.isfinite(tree) or abs(tree) > 1e300:
+            raise UserError(f"{key}: expected a finite number, found {_shown(tree)}")
+        return float(tree)
     if not isinstance(tree, kind) or (isinstance(tree, bool) and kind is not bool):
-        raise UserError(f"{key}: expected {kind.__name__}, found {tree!r}")
+        raise UserError(f"{key}: expected {kind.__name__}, found {_shown(tree)}")
     return tree
+
+
+def fraction(text: str) -> Fraction:
+    """Convert "1/8", "0.125" or "1". Raises ValueError for anything else."""
+    if re.fullmatch(r"[0-9]{1,9}(/0*[1-9][0-9]{0,8}|\.[0-9]{1,9})?", text, re.ASCII):
+        return Fraction(text)
+    raise ValueError(f"expected a share such as 1/8, found {_shown(text)}")
+
+
+def _shown(tree: object, most: int = 60) -> str:
+    """Show a value in an error, cut short."""
+    text = repr(tree) if not isinstance(tree, int) or abs(tree) < 10**most else "a number of many digits"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _dataclass_from_tree(kind: type, tree: object, key: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{key}: expected a map of {kind.__name__} keys, found {tree!r}")
+        raise UserError(f"{key}: expected a map of {kind.__name__} keys, found {_shown(tree)}")
     fields = {each.name: each for each in dataclasses.fields(kind)}
     for name in tree:
         if name not in fields:
@@ -90,7 +157,7 @@ def _dataclass_from_tree(kind: type, tree: object, key: str) -> Any:
 
 def _tuple_from_tree(arguments: tuple[Any, ...], tree: object, key: str) -> tuple[Any, ...]:
     if not isinstance(tree, list):
-        raise UserError(f"{key}: expected a list, found {tree!r}")
+        raise UserError(f"{key}: expected a list, found {_shown(tree)}")
     if arguments[-1] is Ellipsis:
         arguments = (arguments[0],) * len(tree)
     if len(arguments) != len(tree):
@@ -99,10 +166,3 @@ def _tuple_from_tree(arguments: tuple[Any, ...], tree: object, key: str) -> tupl
         from_tree(kind, value, f"{key}: {place}")
         for place, (kind, value) in enumerate(zip(arguments, tree, strict=True))
     )
-
-
-def _fraction(tree: object, key: str) -> Fraction:
-    try:
-        return Fraction(str(tree))
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"{key}: expected a share such as 1/8, found {tree!r}") from None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
-from semiseg.base.distributed import following, own, size
-from semiseg.data.decoding import IGNORE
+from semiseg.base.distributed import following, uniform
+from semiseg.base.labels import IGNORE
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -147,8 +147,8 @@ def classmix(
 
 
 def _random(images: Tensor, *shape: int) -> Tensor:
-    """U(0, 1) of ``shape`` for each image; what several processes draw is what one would for their batch."""
-    return own(torch.rand(size() * len(images), *shape, device=images.device))
+    """Draw U(0, 1) of ``shape`` for each image."""
+    return uniform(len(images), *shape, device=images.device)
 
 
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from semiseg.base.errors import UserError
+from semiseg.base.labels import IGNORE as IGNORE
 
-IGNORE = 255  # the mask value that no loss and no metric counts: unknown, void, padding
 # What Pillow raises for a file that it cannot decode.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 

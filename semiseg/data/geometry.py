@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
+from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import Geometry
-from semiseg.data.decoding import IGNORE
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour, zero once normalised
 

@@ -1,6 +1,6 @@
-"""A trained run -> its record: the networks of model.pt on the evaluation list, and where they come from.
+"""Turn a trained run into its record: score the networks of model.pt on the evaluation list.
 
-Beside the record: the run's history in few rows, and what its predictor makes of each image.
+Beside the record lie a short history and the headline network's prediction for each image.
 """
 
 import dataclasses
@@ -18,42 +18,48 @@ from semiseg.base.errors import UserError
 from semiseg.base.files import write_text, written_whole
 from semiseg.base.parameters import RunConfig, canonical
 from semiseg.base.paths import Run
+from semiseg.data import splits
+from semiseg.data.palette import voc_palette
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
 from semiseg.evaluation.metrics import confusion_matrix, mean_iou
 from semiseg.evaluation.record import Provenance, Record, Scores
-from semiseg.evaluation.score import confusion, score
+from semiseg.evaluation.score import Scoring, score
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint
+from semiseg.training.checkpoint import Identity
 
-HISTORY_ROWS = 100  # of a run's history beside its record, and one more for each validation
+REVISION = 1  # raise it when a change alters a record's figures for the same networks
+HISTORY_ROWS = 100  # of the short history, and one more for each validation
 
 
 def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> Record:
-    """Evaluate the networks of a run's model.pt, and write beside it what its predictor makes of each image.
+    """Score the networks of a run's model.pt, and write the headline network's predictions beside it.
 
-    That is predictions/<id>.png, greyscale masks of class ids, and images.csv: each image's mIoU.
-    Raises UserError when model.pt is absent, unreadable or of another configuration.
+    These are predictions/<id>.png, palette masks of class ids at each image's own size, and images.csv with
+    each image's mIoU. Raises UserError if model.pt is absent, unreadable, or of another identity.
     """
-    model = _read_model(config.run.artefacts / "model.pt", config.digest())
+    identity = checkpoint.identify(config, dataset, split)
+    model = _read_model(config.run.artefacts / "model.pt", identity)
     networks = {
         f"{moment}.{name}": _network(config, state, device)
         for moment in ("last", "best")
         for name, state in model[moment].items()
     }
-    listed = config.dataset.evaluate
-    images = evaluation_images(dataset, dataset.ids(listed), config.protocol.workers)
-    predictor, num_classes = f"last.{model['headline']}", len(config.dataset.classes)
+    headline = next(iter(model["last"]))
+    num_classes = len(config.dataset.classes)
     mious: dict[str, float] = {}
 
     def keep(network: str, identifier: str, labels: Tensor, mask: Tensor) -> None:
-        if network == predictor:
+        if network == f"last.{headline}":
             mious[identifier] = float(mean_iou(confusion_matrix(labels, mask, num_classes)))
             _write_prediction(config.run, identifier, labels)
 
-    matrices = confusion(networks, images, num_classes, device, config.protocol.precision, keep)
+    listed = config.dataset.evaluate
+    images = evaluation_images(dataset, dataset.ids(listed), config.protocol.workers)
+    matrices = Scoring.of(config, device).count(networks, images, keep)
     scores = {name: score(matrix, config.dataset.classes) for name, matrix in matrices.items()}
     each_image = pd.DataFrame(mious.items(), columns=["id", "miou"])
     write_text(config.run.artefacts / "images.csv", each_image.to_csv(index=False, lineterminator="\n"))
@@ -61,19 +67,18 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         recipe=config.run.recipe,
         method=config.method,
         split=config.run.split,
-        dataset=config.split.dataset,
-        ratio=str(config.split.ratio),
+        dataset=config.dataset_name,
+        ratio=str(config.share.ratio),
         labelled=len(split.labelled),
         seed=config.run.seed,
         evaluated_on=listed,
-        headline=model["headline"],
-        last=Scores(model["last_step"], scores["last.student"], scores.get("last.teacher")),
-        best=Scores(model["best_step"], scores["best.student"], scores.get("best.teacher")),
+        headline=headline,
+        last=Scores(model["last_step"], {name: scores[f"last.{name}"] for name in model["last"]}),
+        best=Scores(model["best_step"], {name: scores[f"best.{name}"] for name in model["best"]}),
         provenance=Provenance(
-            config_sha256=config.digest(),
+            **dataclasses.asdict(identity),
+            labelled_set_sha256=splits.digest(sorted(split.labelled)),
             config=json.loads(canonical(config)),
-            split_sha256=split.sha256,
-            data_sha256=dataset.digest,
             revision=model["revision"],
             packages=model["packages"],
             device=model["device"],
@@ -82,14 +87,13 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
             train_seconds=model["train_seconds"],
             images_per_second=model["images_per_second"],
             peak_memory_mib=model["peak_memory_mib"],
-            labelled_sha256=split.labelled_sha256,
         ),
-        confusion=tuple(map(tuple, matrices[predictor].tolist())),
+        confusion=tuple(map(tuple, matrices[f"last.{headline}"].tolist())),
     )
 
 
 def condense_history(run: Run) -> None:
-    """Write a run's history in few rows beside its record. Raises UserError where there is none."""
+    """Write the run's short history beside its record. Raises UserError if the run has no history."""
     path = run.artefacts / "history.csv"
     try:
         history = pd.read_csv(path)
@@ -99,9 +103,9 @@ def condense_history(run: Run) -> None:
 
 
 def condensed(history: pd.DataFrame, rows: int = HISTORY_ROWS) -> pd.DataFrame:
-    """Means of neighbouring rows at the last step of each; a row that holds a validation ends its group.
+    """Return the means of groups of neighbouring rows, each at the step of its last row.
 
-    At most ``rows`` rows, and one more for each validation.
+    A row with a validation ends its group. There are at most ``rows`` groups, and one more a validation.
     """
     validated = history.filter(like="val_").notna().any(axis=1)
     stretch = validated.shift(fill_value=False).cumsum()
@@ -110,20 +114,20 @@ def condensed(history: pd.DataFrame, rows: int = HISTORY_ROWS) -> pd.DataFrame:
     return history.groupby([stretch, group]).mean().assign(step=steps).reset_index(drop=True)
 
 
-def _read_model(path: Path, digest: str) -> dict[str, Any]:
+def _read_model(path: Path, identity: Identity) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: not there; train the run first")
     try:
         model = checkpoint.read(path)
     except ValueError as error:
         raise UserError(f"{path}: not readable ({error}); remove it, train again") from error
-    if model["config_sha256"] != digest:
-        raise UserError(f"{path}: trained with another configuration; remove it and train the run again")
+    if difference := identity.difference(model):
+        raise UserError(f"{path}: trained with {difference}; remove it and train the run again")
     return model
 
 
 def _network(config: RunConfig, state: Mapping[str, Tensor], device: torch.device) -> SegmentationNetwork:
-    # every weight comes from the state dict, so no pretrained file is asked for
+    # every weight comes from the state dict: no pretrained file is needed
     architecture = dataclasses.replace(config.protocol.network, weights="none")
     network = build(architecture, len(config.dataset.classes))
     network.load_state_dict(state)
@@ -132,4 +136,6 @@ def _network(config: RunConfig, state: Mapping[str, Tensor], device: torch.devic
 
 def _write_prediction(run: Run, identifier: str, labels: Tensor) -> None:
     with written_whole(run.artefacts / "predictions" / f"{identifier}.png") as temporary:
-        Image.fromarray(labels.to("cpu", torch.uint8).numpy()).save(temporary, format="PNG")
+        image = Image.fromarray(labels.to("cpu", torch.uint8).numpy())
+        image.putpalette(voc_palette())
+        image.save(temporary, format="PNG")

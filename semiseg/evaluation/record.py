@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.tree import from_tree
+
+TOLERANCE = 1e-9  # of figures that must follow from each other
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """The student's score and, for a method that has one, the teacher's."""
+    """The scores of a run's networks at one moment."""
 
-    step: int  # how many optimiser steps the networks had taken
-    student: Score
-    teacher: Score | None = None
+    step: int  # optimiser steps that the networks had taken
+    networks: Mapping[str, Score]  # by the names that the method gives them; the first is the headline
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Provenance:
 
     config_sha256: str
     config: Mapping[str, Any]
-    split_sha256: str  # of labelled.txt, its first line included
-    data_sha256: str  # the manifest's digest over ids and labels
+    data_sha256: str  # of the prepared dataset: ids, images and masks
+    labelled_sha256: str  # of the labelled ids, one a line, in the list's order
+    labelled_set_sha256: str  # of the sorted labelled ids: equal for lists that hold the same images
     revision: str  # git commit, "-modified" behind it when tracked code differed; "unknown" outside git
     packages: Mapping[str, str]
     device: str
@@ -46,7 +49,6 @@ class Provenance:
     train_seconds: float  # all sittings of a resumed run together
     images_per_second: float  # training images, labelled and unlabelled
     peak_memory_mib: float | None  # of the accelerator; None on a CPU
-    labelled_sha256: str | None = None  # of the labelled ids alone; None in older records
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,22 @@ class Record:
     labelled: int  # images
     seed: int
     evaluated_on: str  # val or test
-    headline: str  # student or teacher: the method's predictor
+    headline: str  # the name of the network whose figures are the run's
     last: Scores
-    best: Scores  # at the step whose predictor scored highest on the val list during training
+    best: Scores  # at the step whose headline network scored highest on the val list during training
     provenance: Provenance
-    # Pixels of the evaluation list by truth (rows) and the predictor's class at the last step, (C, C); None
-    # in records that were written before it was kept.
-    confusion: tuple[tuple[int, ...], ...] | None = None
+    # Pixels of the evaluation list by true class (rows) and class predicted by the headline network at the
+    # last step: (C, C).
+    confusion: tuple[tuple[int, ...], ...]
 
     @property
     def miou(self) -> float:
-        """The headline: the predictor's mIoU at the last step, in [0, 1]."""
+        """The mIoU of the headline network at the last step, in [0, 1]."""
         return self.score(self.last).miou
 
     def score(self, scores: Scores) -> Score:
-        """The predictor's among ``scores``."""
-        score = scores.teacher if self.headline == "teacher" else scores.student
-        if score is None:
-            raise ValueError(f"{self.recipe}/{self.split}/{self.seed}: headline is a missing teacher")
-        return score
+        """Return the headline network's score among ``scores``."""
+        return scores.networks[self.headline]
 
 
 def write(record: Record, path: Path) -> None:
@@ -89,10 +88,62 @@ def write(record: Record, path: Path) -> None:
 
 
 def read(path: Path) -> Record:
-    """Read a record. Raises UserError for a file that is not one."""
+    """Read and check a record.
+
+    Raises UserError for a file that is not a record, lies at another run's path, or has figures that do not
+    follow from each other and from the confusion matrix.
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not a record ({error}); remove it and evaluate the run again") from None
     record: Record = from_tree(Record, tree, str(path))
+    _check_place(record, path)
+    _check_figures(record, path)
     return record
+
+
+def _check_place(record: Record, path: Path) -> None:
+    recipe, split, seed = path.parts[-4:-1]
+    for name, found, expected in (
+        ("recipe", record.recipe, recipe),
+        ("split", record.split, split),
+        ("seed", str(record.seed), seed),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{path}: {name}: is {found}, but the file lies at {expected}; evaluate the run again"
+            )
+
+
+def _check_figures(record: Record, path: Path) -> None:
+    """Refuse figures that were edited by hand."""
+    for moment, scores in (("last", record.last), ("best", record.best)):
+        if record.headline not in scores.networks:
+            raise UserError(f"{path}: {moment}: has no network '{record.headline}', the headline")
+        for name, score in scores.networks.items():
+            known = [value for value in score.iou.values() if value is not None]
+            if not known or not math.isclose(score.miou, math.fsum(known) / len(known), abs_tol=TOLERANCE):
+                raise UserError(
+                    f"{path}: {moment}: {name}: miou is not the mean of iou; evaluate the run again"
+                )
+    score = record.score(record.last)
+    expected = dict(zip(score.iou, _iou(record.confusion), strict=False))
+    if len(record.confusion) != len(score.iou):
+        raise UserError(f"{path}: confusion: {len(record.confusion)} rows, but {len(score.iou)} classes")
+    for label, value in score.iou.items():
+        if (value is None) != (expected[label] is None) or not math.isclose(
+            value or 0, expected[label] or 0, abs_tol=TOLERANCE
+        ):
+            raise UserError(
+                f"{path}: last: iou: {label} does not follow from confusion; evaluate the run again"
+            )
+
+
+def _iou(matrix: Sequence[Sequence[int]]) -> list[float | None]:
+    """Return each class's intersection over union; None for a class in neither rows nor columns."""
+    values: list[float | None] = []
+    for place, row in enumerate(matrix):
+        union = sum(row) + sum(each[place] for each in matrix) - row[place]
+        values.append(row[place] / union if union else None)
+    return values

@@ -1,60 +1,123 @@
-"""Networks scored at their images' full resolution."""
+"""Score networks against whole masks, in the way that the protocol's ``evaluation`` says."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.base.errors import UserError
-from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou
+from semiseg.base.gpu_memory import enough_memory
+from semiseg.base.parameters import Evaluation, RunConfig
+from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou, true_negatives
 from semiseg.evaluation.record import Score
-from semiseg.models.network import SegmentationNetwork
-from semiseg.training.device import enough_memory
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
 BATCH_PIXELS = 2**20  # of neighbouring images of one size; at least one image
+OWN_SIZE = Evaluation(long_side=None, window=None, stride=None)
 
 Image = tuple[str, Tensor, Tensor]
-"""Its id, the image (3, H, W) uint8 and the mask (H, W) uint8 with 255 where it is not scored."""
+"""An id, the image (3, H, W) uint8, and the mask (H, W) uint8 with 255 where it is not scored."""
 
-
-Seen = Callable[[str, str, Tensor, Tensor], None]
+OnPrediction = Callable[[str, str, Tensor, Tensor], None]
 """Takes a network's name, an image's id, the predicted classes (H, W) int64 and the mask, on the device."""
 
 
-def confusion(
-    networks: Mapping[str, SegmentationNetwork],
-    images: Iterable[Image],
-    num_classes: int,
-    device: torch.device,
-    precision: str,
-    seen: Seen | None = None,
-) -> dict[str, Tensor]:
-    """Each network's confusion matrix over ``images``, (C, C) int64 on the CPU, rows = target.
+@dataclass(frozen=True)
+class Scoring:
+    """How a run's networks are scored; the training loop validates with it."""
 
-    All networks lie on ``device`` and see the same decoded images, in evaluation mode; every module's mode is
-    as before afterwards. ``precision``: fp32, or bf16 autocast. ``seen`` is called for each image and
-    network; without it, the host waits for the device once, at the end. Raises UserError for a mask of
-    another size than its image, and where the GPU's memory is too small.
+    num_classes: int
+    device: torch.device
+    precision: str  # fp32, or bf16 (autocast)
+    evaluation: Evaluation = OWN_SIZE
+
+    @classmethod
+    def of(cls, config: RunConfig, device: torch.device) -> "Scoring":
+        """Return the scoring of a run's protocol."""
+        protocol = config.protocol
+        return cls(len(config.dataset.classes), device, protocol.precision, protocol.evaluation)
+
+    def count(
+        self,
+        networks: Mapping[str, SegmentationNetwork],
+        images: Iterable[Image],
+        on_prediction: OnPrediction | None = None,
+    ) -> dict[str, Tensor]:
+        """Return each network's confusion matrix over ``images``: (C, C) int64 on the CPU, rows = target.
+
+        All networks lie on the device and see the same decoded images in evaluation mode; afterwards every
+        module's mode is as before. Without ``on_prediction`` the host waits for the device once, at the end.
+        Raises UserError for a mask of another size than its image, and if the GPU's memory is too small.
+        """
+        classes, device = self.num_classes, self.device
+        totals = torch.zeros(len(networks), classes, classes, dtype=torch.int64, device=device)
+        with _evaluation_mode(networks.values(), device, self.precision):
+            for batch in _batches(images):
+                height, width = batch[0][2].shape
+                with enough_memory(
+                    f"scoring {len(batch)} image(s) of {width}x{height}",
+                    "set precision: bf16, or a window, in the protocol",
+                ):
+                    raw = torch.stack([image for _, image, _ in batch]).to(device, non_blocking=True)
+                    masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
+                    for total, (name, network) in zip(totals, networks.items(), strict=True):
+                        predicted = predict(network, raw, self.evaluation).argmax(1)
+                        total += confusion_matrix(predicted, masks, classes)
+                        if on_prediction is None:
+                            continue
+                        for (identifier, _, _), labels, mask in zip(batch, predicted, masks, strict=True):
+                            on_prediction(name, identifier, labels, mask)
+        return dict(zip(networks, totals.cpu(), strict=True))
+
+    def figures(self, matrix: Tensor) -> dict[str, float]:
+        """Return the figures that the history keeps of a confusion matrix, each in [0, 1]."""
+        return {"miou": float(mean_iou(matrix)), "true_negatives": float(true_negatives(matrix))}
+
+
+def predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation = OWN_SIZE) -> Tensor:
+    """Return class scores (B, C, H, W) float32 of images (B, 3, H, W) uint8 at their own size.
+
+    Scores are logits, or with a sliding window the mean probability over the windows that see a pixel.
     """
-    totals = torch.zeros(len(networks), num_classes, num_classes, dtype=torch.int64, device=device)
-    with _evaluation(networks.values(), device, precision):
-        for batch in _batches(images):
-            height, width = batch[0][2].shape
-            with enough_memory(f"scoring {len(batch)} image(s) of {width}x{height}", "set precision: bf16"):
-                pixels = _pixels(torch.stack([image for _, image, _ in batch]), device)
-                masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
-                for total, (name, network) in zip(totals, networks.items(), strict=True):
-                    predicted = network(pixels).argmax(1)
-                    total += confusion_matrix(predicted, masks, num_classes)
-                    for (identifier, _, _), labels, mask in zip(batch, predicted, masks, strict=True):
-                        if seen is not None:
-                            seen(name, identifier, labels, mask)
-    return dict(zip(networks, totals.cpu(), strict=True))
+    size = size_of(images)
+    if evaluation.long_side is not None:
+        scale = evaluation.long_side / max(size)
+        smaller = [max(1, round(side * scale)) for side in size]
+        images = resize(images, smaller, InterpolationMode.BILINEAR, antialias=True)
+    pixels = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    if evaluation.window is None:
+        return upsample(network.classify(network.features(pixels)), size)
+    assert evaluation.stride is not None
+    scores = _by_windows(
+        network, pixels, evaluation.window, max(1, int(evaluation.window * evaluation.stride))
+    )
+    return scores if size_of(scores) == size else upsample(scores, size)
+
+
+def _by_windows(network: SegmentationNetwork, pixels: Tensor, window: int, stride: int) -> Tensor:
+    """Average the probabilities of square windows, ``stride`` pixels apart; the last ends at the edge."""
+    height, width = size_of(pixels)
+    total = pixels.new_zeros(len(pixels), network.num_classes, height, width)
+    seen = pixels.new_zeros(1, 1, height, width)
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            total[place] += network(pixels[place]).softmax(1)
+            seen[place] += 1
+    return total / seen
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows begin along a side of ``length`` pixels, so that they cover all of it."""
+    last = max(0, length - window)
+    return sorted({*range(0, last, stride), last})
 
 
 def score(matrix: Tensor, classes: Sequence[str]) -> Score:
-    """The record's figures of a confusion matrix. Raises UserError if it has counted nothing."""
+    """Return the record's figures of a confusion matrix. Raises UserError if it counts no pixel."""
     if not matrix.any():
         raise UserError("nothing to score: no pixel of the evaluation list has a class; check its masks")
     values = dict(zip(classes, iou(matrix).tolist(), strict=True))
@@ -64,14 +127,8 @@ def score(matrix: Tensor, classes: Sequence[str]) -> Score:
     )
 
 
-def _pixels(images: Tensor, device: torch.device) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 in [0, 1] on ``device``."""
-    pixels = images.to(device, non_blocking=True).float().div_(255)
-    return pixels.contiguous(memory_format=torch.channels_last)
-
-
 def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
-    """Neighbours of one size, at most BATCH_PIXELS together."""
+    """Yield neighbouring images of one size, at most BATCH_PIXELS together."""
     batch: list[Image] = []
     for name, image, mask in images:
         size = mask.shape
@@ -89,10 +146,10 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
 
 
 @contextmanager
-def _evaluation(
+def _evaluation_mode(
     networks: Iterable[SegmentationNetwork], device: torch.device, precision: str
 ) -> Iterator[None]:
-    """Evaluation mode, no gradients, autocast; cuDNN does not time its algorithms anew for every size."""
+    """Evaluation mode, no gradients, autocast; cuDNN must not time its algorithms anew for every size."""
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
     timing = torch.backends.cudnn.benchmark

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semiseg.base.distributed import global_mean
-
-IGNORE = 255  # the label of a pixel that does not count
+from semiseg.base.labels import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:

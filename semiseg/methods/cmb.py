@@ -28,15 +28,19 @@ from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.methods import contract
-from semiseg.methods.contract import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
 from semiseg.models.pixel_heads import ClassAttention, PixelHead
+
+REVISION = 1  # raise it when a change alters the numbers of a run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(contract.Config):
+    """CMB's hyper-parameters; the defaults follow the paper."""
+
     # the total loss: L_sup + the three below, each by its weight
     pseudo_weight: float = 1.0
     entropy_weight: float = 0.01
@@ -97,19 +101,22 @@ def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry)
 
 
 class Method(contract.Method):
+    """A student, its moving-average teacher, and a memory of the teacher's features of labelled pixels."""
+
     label_frequencies: Tensor  # (C,) float32, pixels of each class, a mean over the labelled images seen
     pseudo_frequencies: Tensor  # (C,) float32, the same of pseudo-labels, over about the last pass
 
-    def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
-        super().__init__(student)
-        num_classes, dim = student.num_classes, config.dim
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.student = build()
+        num_classes, dim = self.student.num_classes, config.dim
         self.config, self.task, self.num_classes = config, task, num_classes
-        self.projection = PixelHead(student.feature_channels, dim)
+        self.projection = PixelHead(self.student.feature_channels, dim)
         self.prediction = PixelHead(dim, dim)
         self.prediction_attention = ClassAttention(num_classes, dim) if config.attention != "none" else None
         self.memory_attention = ClassAttention(num_classes, dim) if config.attention == "both" else None
 
-        self.teacher = teacher.frozen_copy(student)
+        self.teacher = teacher.frozen_copy(self.student)
         self.teacher_projection = teacher.frozen_copy(self.projection)
         ranking = self.memory_attention or self.prediction_attention
         self.teacher_attention = teacher.frozen_copy(ranking) if ranking is not None else None
@@ -161,13 +168,15 @@ class Method(contract.Method):
         }
         return loss, {**{name: log.detach() for name, log in logs.items()}, **seen}
 
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        return {"student": self.student, "teacher": self.teacher}
+
     def after_step(self, step: int) -> None:
         config = self.config
         decay = teacher.decay(
             step, self.task.total_steps, base=config.teacher_decay, rate=config.teacher_rate
         )
         buffers = not config.teacher_training_mode
-        assert self.teacher is not None
         teacher.follow(self.teacher, self.student, decay, buffers=buffers)
         teacher.follow(self.teacher_projection, self.projection, decay, buffers=buffers)
         ranking = self.memory_attention or self.prediction_attention
@@ -211,14 +220,13 @@ class Method(contract.Method):
     def _student(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder features, and logits (float32) at the images' size."""
         features = self.student.features(images)
-        return features, self.student.upsampled(features, _size(images)).float()
+        return features, upsample(self.student.classify(features), size_of(images))
 
     def _teacher(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decoder features, and the predicted class and its probability at the images' size."""
-        assert self.teacher is not None
         features = self.teacher.features(images)
-        logits = self.teacher.upsampled(features, _size(images))
-        confidence, labels = torch.softmax(logits.float(), dim=1).max(dim=1)
+        logits = upsample(self.teacher.classify(features), size_of(images))
+        confidence, labels = torch.softmax(logits, dim=1).max(dim=1)
         return features, labels, confidence
 
     def _set_teacher_mode(self) -> None:
@@ -240,7 +248,7 @@ class Method(contract.Method):
         """Put the teacher's projections of good labelled pixels into the memory."""
         config = self.config
         features, predicted, confidence = self._teacher(labelled.images)
-        size = (features.shape[-2], features.shape[-1])
+        size = size_of(features)
         labels = _at_features(labelled.labels, size)
         good = labels != IGNORE
         if config.memory_filter:
@@ -249,7 +257,7 @@ class Method(contract.Method):
         entering = torch.where(good, labels, IGNORE)
         projections = self.teacher_projection(_rows(features), good)
         if config.memory_order == "random" or self.teacher_attention is None:
-            scores = distributed.own(torch.rand(distributed.size() * len(entering), device=entering.device))
+            scores = distributed.uniform(len(entering), device=entering.device)
         else:
             scores = self.teacher_attention(projections, entering)
             scores = -scores if config.memory_order == "lowest" else scores
@@ -272,7 +280,7 @@ class Method(contract.Method):
 
         The loss, and how far the attention's weights spread on either side: (2,), prediction and memory.
         """
-        labels = _at_features(labels, (features.shape[-2], features.shape[-1]))
+        labels = _at_features(labels, size_of(features))
         counted = labels != IGNORE
         predictions = self.prediction(self.projection(_rows(features), counted), counted)
         memory = distributed.dealt(self.memory.features.flatten(0, 1))
@@ -347,10 +355,6 @@ def _jittered(images: Tensor, *, probability: float, strength: float) -> Tensor:
 def _joined(one: Pixels, other: Pixels) -> Pixels:
     """The views of an image side by side: what several processes join are blocks of what one would."""
     return Pixels(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(one, other, strict=True)))
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
 
 
 def _rows(features: Tensor) -> Tensor:

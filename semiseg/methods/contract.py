@@ -1,7 +1,7 @@
-"""What a method is: a student, what it learns from a step's images, and the network that is evaluated.
+"""The contract between a method and the training loop.
 
-A method is one file of semiseg/methods/, named after the method, with three names in it: ``Config`` (a frozen
-dataclass that holds the defaults), ``views`` and ``Method`` (a subclass of the one here).
+A method is one file in semiseg/methods/, which holds four public names: ``REVISION`` (an integer), ``Config``
+(a frozen dataclass of its hyper-parameters), ``views`` and ``Method``.
 """
 
 import importlib
@@ -9,18 +9,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-import torch
 from torch import Tensor, nn
 
-from semiseg.base.parameters import Geometry, Params
+from semiseg.base.errors import UserError
+from semiseg.base.labels import IGNORE as IGNORE
+from semiseg.base.parameters import Geometry, Options, Params, Protocol
 from semiseg.base.tree import from_tree
-from semiseg.data.decoding import IGNORE as IGNORE
+from semiseg.data.streams import View as View
 from semiseg.models.network import SegmentationNetwork
 
-View = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
-"""The transform of one unlabelled image (3, H, W) uint8 into named tensors of fixed shapes, in a worker."""
+Build = Callable[[], SegmentationNetwork]
+"""Returns a new network of the protocol: the same pretrained backbone, the rest drawn anew."""
 
 
 class Labelled(NamedTuple):
@@ -31,89 +32,138 @@ class Labelled(NamedTuple):
 
 
 Unlabelled = Mapping[str, Tensor]
-"""A batch of what ``views`` returns, on the device; every uint8 (B, 3, H, W) tensor is float32 in [0, 1]."""
+"""A batch of the tensors that ``views`` returns, on the device; uint8 images arrive as float32 in [0, 1]."""
 
 Logs = dict[str, Tensor]
-"""Scalars by name, detached and still on the device: the engine reads them every ``log_every`` steps."""
+"""Scalars by name, detached and still on the device. Every step logs the same names."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know about the run that it is trained in."""
+    """The facts about its run that a method may use."""
 
     total_steps: int
-    labelled_images: int  # in the split, not in the batch
+    labelled_images: int  # in the labelled list, not in the batch
     background: int | None  # the class that mixing never pastes
-    unlabelled_images: int = 0  # in the split
+    unlabelled_images: int = 0  # in the unlabelled list
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates at the first step."""
+
+    backbone: float
+    head: float
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that are trained at one rate."""
+
+    params: list[nn.Parameter]
+    lr: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of every method's hyper-parameters."""
+
+    def check(self, protocol: Protocol) -> None:
+        """Raise ValueError if the options cannot be trained under ``protocol``, such as a ramp-up that is
+        longer than the run."""
 
 
 class Method(nn.Module, ABC):
-    """A student and everything that trains with it.
+    """One or more segmentation networks and everything that is trained with them.
 
-    Extra heads, a teacher and memories are submodules and buffers, so that the optimiser finds the parameters
-    that require a gradient and ``state_dict`` carries everything. All randomness inside a step comes from
-    torch's default generators, which the engine seeds anew for every step.
+    Heads, teachers and memories are submodules and buffers: the optimiser trains every parameter that
+    requires a gradient, and ``state_dict`` carries the rest.
+
+    Random numbers in a step come from torch's default generators, which the loop seeds anew for each step:
+    ``distributed.uniform`` on the device, torch's own functions on the host. Both are the same for any number
+    of processes.
     """
-
-    student: SegmentationNetwork
-    teacher: SegmentationNetwork | None
-
-    def __init__(self, student: SegmentationNetwork) -> None:
-        super().__init__()
-        self.student = student
-        self.teacher = None  # not a class attribute: that would hide the submodule
 
     @abstractmethod
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
-        """The loss of step ``step`` (from 0) and what to log of it. No host synchronisation."""
+        """Return the loss (a scalar with gradient) of step ``step``, counted from 0, and its logs.
 
-    def forward(self, labelled: Labelled, unlabelled: Unlabelled | None, step: int) -> tuple[Tensor, Logs]:
-        """``training_step``, under the name that DistributedDataParallel calls."""
-        return self.training_step(labelled, unlabelled, step)
+        Must not wait for the device. ``unlabelled`` is None if ``views`` returned None.
+        """
 
     def after_step(self, step: int) -> None:
-        """Called after the optimiser's step: the teacher's moving average."""
+        """Run after the optimiser's step ``step``; update moving averages here."""
 
-    def predictor(self) -> SegmentationNetwork:
-        """The network whose mIoU is the method's headline: the student, unless a method says otherwise."""
-        return self.student
+    @abstractmethod
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        """Return the networks to score, by name. The first one gives the method's headline."""
+
+    def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
+        """Return every parameter that requires a gradient once, with its rate.
+
+        The default trains the backbone of every SegmentationNetwork at the backbone's rate and all else at
+        the head's.
+        """
+        networks = [module for module in self.modules() if isinstance(module, SegmentationNetwork)]
+        backbone = [each for network in networks for each in trained(network.backbone)]
+        known = {id(each) for each in backbone}
+        rest = [each for each in trained(self) if id(each) not in known]
+        return [{"params": backbone, "lr": rates.backbone}, {"params": rest, "lr": rates.head}]
+
+    def forward(self, labelled: Labelled, unlabelled: Unlabelled | None, step: int) -> tuple[Tensor, Logs]:
+        """Call ``training_step``; DistributedDataParallel wraps this name."""
+        return self.training_step(labelled, unlabelled, step)
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of ``module`` that require a gradient."""
+    return [each for each in module.parameters() if each.requires_grad]
 
 
 def module(name: str) -> ModuleType:
-    """The file semiseg/methods/<name>.py."""
+    """Import semiseg/methods/<name>.py."""
     return importlib.import_module(f"semiseg.methods.{name}")
 
 
-def views(name: str, config: Any, geometry: Geometry) -> View | None:
-    """The method's transform of unlabelled images; None for a method that uses labelled images only."""
+def configured(name: str, options: Options, protocol: Protocol, key: str = "params.yaml: options") -> Config:
+    """Return the Config of method ``name`` with ``options``, checked against ``protocol``.
+
+    ``key`` says in errors where the options stand. Raises UserError for an unknown option, a value out of
+    range and a schedule that does not fit.
+    """
+    config: Config = from_tree(module(name).Config, options, key)
+    try:
+        config.check(protocol)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+    return config
+
+
+def views(name: str, config: Config, geometry: Geometry) -> View | None:
+    """Return the transform of unlabelled images of method ``name``; None if it uses labelled images only."""
     view: View | None = module(name).views(config, geometry)
     return view
 
 
-def build(name: str, student: SegmentationNetwork, config: Any, task: Task) -> Method:
-    """The method ``name`` around ``student``."""
-    method: Method = module(name).Method(student, config, task)
+def build(name: str, network: Build, config: Config, task: Task) -> Method:
+    """Return the method ``name`` with networks from ``network``."""
+    method: Method = module(name).Method(network, config, task)
     return method
 
 
 def check_options(params: Params) -> None:
-    """Build every recipe's Config and the views of every run of a grid, so that what cannot work is refused
-    before any run starts.
+    """Build the Config and the views of every run of every grid, so that bad options are refused early.
 
-    Weights and data that are not there stop the runs that need them, and no others.
+    Missing weights and data stop only the runs that need them.
     """
-    for name, recipe in params.recipes.items():
-        file = module(recipe.method)
-        for protocol_name, protocol in params.protocols.items():
-            options = {**protocol.methods.get(recipe.method, {}), **recipe.options}
-            key = f"params.yaml: recipes: {name}: options (with protocols: {protocol_name}: methods)"
-            config = from_tree(file.Config, options, key)
-            if any(
-                params.splits[split].protocol == protocol_name
-                for grid in params.grids.values()
-                for split in grid.splits
-                if name in grid.recipes
-            ):
-                file.views(config, protocol.geometry)
+    seen: set[Any] = set()
+    for grid in params.grids.values():
+        for run in grid.runs():
+            config = params.run(run)
+            if (run.recipe, config.protocol_name) in seen:
+                continue
+            seen.add((run.recipe, config.protocol_name))
+            key = f"params.yaml: recipes: {run.recipe} (under protocols: {config.protocol_name})"
+            options = configured(config.method, config.options, config.protocol, key)
+            views(config.method, options, config.protocol.geometry)

@@ -20,13 +20,17 @@ from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale
 from semiseg.data.views import context_views, counterparts, unflipped
 from semiseg.losses import cross_entropy, directional_contrastive_loss
 from semiseg.methods import contract
-from semiseg.methods.contract import IGNORE, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models.feature_bank import FeatureBank
 from semiseg.models.network import SegmentationNetwork
 
+REVISION = 1  # raise it when a change alters the numbers of a run
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(contract.Config):
+    """DCC's hyper-parameters; the defaults follow the paper."""
+
     # the total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on
     objective: str = "contrast"  # or l2 (on the positives), or self_training (on pseudo-labels)
     weight: float = 0.1
@@ -99,12 +103,15 @@ class Seen(NamedTuple):
 
 
 class Method(contract.Method):
-    def __init__(self, student: SegmentationNetwork, config: Config, task: Task) -> None:
-        super().__init__(student)
-        channels = student.feature_channels
+    """A student and the projector that its features are compared in."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.student = build()
+        channels = self.student.feature_channels
         self.config = config
         self.start = config.start_share * task.total_steps
-        self.cell = student.feature_stride * (2 if config.pooling else 1)
+        self.cell = self.student.feature_stride * (2 if config.pooling else 1)
         if config.stride % self.cell:
             raise UserError(
                 f"params.yaml: dcc: features are {self.cell} pixels apart, and stride {config.stride} is no "
@@ -129,6 +136,9 @@ class Method(contract.Method):
         loss = supervised + self.config.weight * consistency
         logs = {"supervised": supervised, "consistency": consistency, "selected": selected}
         return loss, {name: log.detach() for name, log in logs.items()}
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        return {"student": self.student}
 
     # --- consistency of the overlap -------------------------------------------------------------------
 
@@ -222,7 +232,7 @@ class Method(contract.Method):
             features = avg_pool2d(features, 2)
         projected = normalize(self.projector(features).float(), dim=1)
         with torch.no_grad():
-            probabilities = torch.softmax(self.student.classifier(features).float(), dim=1)
+            probabilities = torch.softmax(self.student.classify(features).float(), dim=1)
             confidence, labels = unflipped(probabilities, flip).max(dim=1)
         return Seen(
             unflipped(projected, flip).permute(0, 2, 3, 1).flatten(0, 2),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-IGNORE = 255  # the label of an empty place
+from semiseg.base.labels import IGNORE
 
 
 class ClassMemory(nn.Module):

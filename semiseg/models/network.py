@@ -1,7 +1,6 @@
-"""What every segmentation network here is: backbone -> decoder -> classifier.
+"""The form of every segmentation network: backbone -> decoder -> classifier."""
 
-Methods reach the decoder's features, so the three are separate.
-"""
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class SegmentationNetwork(nn.Module):
-    """Backbone -> decoder -> classifier, on RGB images in [0, 1], which it normalises itself.
+class Maps(NamedTuple):
+    """The backbone's feature maps that decoders use, for an output stride s."""
 
-    ``decoder`` takes the backbone's output and returns features (B, feature_channels, h, w) at
-    ``feature_stride`` pixels a position; ``classifier`` is a 1x1 convolution (or a module like it) to
-    ``num_classes`` channels.
+    low: Tensor  # (B, low_channels, H/4, W/4), sizes rounded up
+    high: Tensor  # (B, high_channels, H/s, W/s), sizes rounded up
+
+
+class SegmentationNetwork(nn.Module):
+    """A segmentation network in three parts that a method can call one by one.
+
+    ``backbone`` maps normalised images to ``Maps``, ``decoder`` maps these to features (B, feature_channels,
+    h, w) at ``feature_stride`` pixels a position, and ``classifier`` maps features to ``num_classes``
+    channels. Images are RGB in [0, 1]; the network normalises them itself.
     """
 
     mean: Tensor
@@ -42,15 +48,35 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Decoder features (B, feature_channels, h, w) of images (B, 3, H, W) float in [0, 1]."""
-        features: Tensor = self.decoder(self.backbone((images - self.mean) / self.std))
+    def encode(self, images: Tensor) -> Maps:
+        """Return the backbone's maps of images (B, 3, H, W) float in [0, 1]."""
+        maps: Maps = self.backbone((images - self.mean) / self.std)
+        return maps
+
+    def decode(self, maps: Maps) -> Tensor:
+        """Return features (B, feature_channels, h, w)."""
+        features: Tensor = self.decoder(maps)
         return features
 
-    def upsampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class logits (B, C, H, W) float32 of decoder features, bilinearly upsampled to ``size``, (H, W)."""
-        return interpolate(self.classifier(features).float(), size, mode="bilinear", align_corners=False)
+    def classify(self, features: Tensor) -> Tensor:
+        """Return class logits (B, C, h, w) at the features' resolution."""
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the decoder's features (B, feature_channels, h, w) of images (B, 3, H, W)."""
+        return self.decode(self.encode(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits (B, C, H, W) float32 at the images' own size."""
-        return self.upsampled(self.features(images), (images.shape[-2], images.shape[-1]))
+        """Return class logits (B, C, H, W) float32 at the images' own size."""
+        return upsample(self.classify(self.features(images)), size_of(images))
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate logits (B, C, h, w) bilinearly to ``size`` (H, W), in float32."""
+    return interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Return the height and width of images (..., H, W)."""
+    return images.shape[-2], images.shape[-1]

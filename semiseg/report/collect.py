@@ -79,8 +79,8 @@ class Results:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        """The rows of the table, those of other grids first."""
-        return self.grid.rows
+        """The rows of the table."""
+        return self.grid.recipes
 
     def runs(self, recipe: str, split: str) -> list[Record]:
         """The finished runs of one cell, by seed."""
@@ -117,9 +117,15 @@ class Results:
         others = {each.seed: each for each in self.runs(other, split)}
         return [(each, others[each.seed]) for each in self.runs(recipe, split) if each.seed in others]
 
-    def missing(self) -> dict[str, list[Run]]:
-        """The runs of the table that are not there, by the grid whose target runs them."""
-        return by_grid(self.params, [run for run in self.grid.table() if run not in self.records], self.name)
+    def missing(self) -> list[Run]:
+        """Return the runs of the table that have no record."""
+        return [run for run in self.grid.runs() if run not in self.records]
+
+    def ratio(self, split: str) -> Fraction:
+        """Return the labelled share of a split."""
+        ratio = self.params.share(split).ratio
+        assert ratio is not None
+        return ratio
 
     def dataset(self, split: str) -> Dataset:
         return self.params.datasets[self.params.splits[split].dataset]
@@ -134,15 +140,14 @@ class Results:
         for recipe in self.recipes:
             for each in self.runs(recipe, split):
                 return each.labelled
-        return self.params.splits[split].count
+        return self.params.share(split).count
 
     def heading(self, split: str) -> str:
         """ "1/8 (46)": the labelled share and the images; the split's name where the share is ambiguous."""
-        splits = [self.params.splits[name] for name in self.grid.splits]
-        plain = len({each.dataset for each in splits}) == 1 and len({each.ratio for each in splits}) == len(
-            splits
-        )
-        name = share(self.params.splits[split].ratio) if plain else split
+        splits = self.grid.splits
+        one_dataset = len({self.params.splits[name].dataset for name in splits}) == 1
+        plain = one_dataset and len({self.ratio(name) for name in splits}) == len(splits)
+        name = share(self.ratio(split)) if plain else split
         labelled = self.labelled(split)
         return name if labelled is None else f"{name} ({labelled})"
 
@@ -157,22 +162,14 @@ def command(grid: str) -> str:
     return f"snakemake {grid} --cores 8 --resources gpu=4"
 
 
-def by_grid(params: Params, runs: Iterable[Run], first: str) -> dict[str, list[Run]]:
-    """``runs`` by the grid whose target runs them, that of the grid ``first`` before the others."""
-    found: dict[str, list[Run]] = {first: []}
-    for run in runs:
-        found.setdefault(params.grid_of(run), []).append(run)
-    return {name: each for name, each in found.items() if each}
-
-
 def collect(params: Params, name: str) -> Results:
     """Read the records of the table of the grid ``name``.
 
     Raises UserError for an unknown grid, and for a record of another configuration than params.yaml has now.
     """
     grid = look_up(params.grids, name, "grids")
-    beside = published.load().beside(params, grid.rows, grid.splits)
-    return Results(name, grid, params, finished(params, grid.table()), beside)
+    beside = published.load().beside(params, grid.recipes, grid.splits)
+    return Results(name, grid, params, finished(params, grid.runs()), beside)
 
 
 def finished(params: Params, runs: Iterable[Run]) -> dict[Run, Record]:
@@ -188,6 +185,6 @@ def _read(params: Params, run: Run) -> Record:
     if found.provenance.config_sha256 != params.run(run).digest():
         raise UserError(
             f"{run.metrics}: the run {run} was made with another configuration than params.yaml has now; "
-            f"restore params.yaml, or remove this file and run it again: {command(params.grid_of(run))}"
+            f"restore params.yaml, or remove this file and run it again: {command(params.grids_of(run)[0])}"
         )
     return found

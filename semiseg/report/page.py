@@ -54,7 +54,7 @@ COLUMNS = (
     Column("images/s", number=True),
     Column("peak memory (MiB)", number=True),
     Column("configuration", hash=True),
-    Column("split list", hash=True),
+    Column("labelled list", hash=True),
     Column("data", hash=True),
     Column("record"),
 )
@@ -179,7 +179,7 @@ def _row(record: Record) -> tuple[str, ...]:
         f"{origin.images_per_second:.1f}",
         "" if origin.peak_memory_mib is None else f"{origin.peak_memory_mib:.0f}",
         origin.config_sha256,
-        origin.split_sha256,
+        origin.labelled_sha256,
         origin.data_sha256,
         Run(record.recipe, record.split, record.seed).metrics.as_posix(),
     )

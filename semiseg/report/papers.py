@@ -14,7 +14,7 @@ from semiseg.base.parameters import Grid, Params
 from semiseg.base.paths import RESULTS, Run
 from semiseg.evaluation.record import Record
 from semiseg.report import published, tables
-from semiseg.report.collect import Summary, by_grid, command, finished, share, summarise
+from semiseg.report.collect import Summary, command, finished, share, summarise
 from semiseg.report.published import PaperTable, Printed, Reference
 from semiseg.report.tables import Layout
 
@@ -99,7 +99,7 @@ def _rows(params: Params, grid: Grid | None, reference: Reference, table: PaperT
             printed.setdefault((each.dataset, each.network, each.variant or each.method), []).append(each)
     for (dataset, network, name), figures in printed.items():
         recipe = reference.recipe(table, figures[0])
-        if grid is None or recipe not in grid.rows:
+        if grid is None or recipe not in grid.recipes:
             recipe = None
         runs = {} if grid is None or recipe is None else _runs(params, grid, recipe, figures)
         for protocol in dict.fromkeys(protocol for protocol, _ in runs) or [None]:
@@ -116,7 +116,9 @@ def _runs(
         entry = params.splits[split]
         network = params.protocols[entry.protocol].network
         for each in figures:
-            if (each.dataset, each.ratio) == (entry.dataset, entry.ratio) and each.fits(network):
+            if (each.dataset, each.ratio) == (entry.dataset, params.share(split).ratio) and each.fits(
+                network
+            ):
                 place = (entry.protocol, each.ratio)
                 if place in found:
                     raise UserError(
@@ -269,7 +271,6 @@ def _without_runs(paper: Paper) -> list[str]:
 
 
 def missing(paper: Paper) -> list[str]:
-    """What was not run and the command that runs it, a line for each grid."""
+    """Return what was not run and the command that runs it, as at most one line."""
     wanted = [run for run in paper.runs if run not in paper.records]
-    grids = by_grid(paper.params, wanted, paper.name)
-    return [f"{tables.grouped(runs)}. Run `{command(grid)}`" for grid, runs in grids.items()]
+    return [f"{tables.grouped(wanted)}. Run `{command(paper.name)}`"] if wanted else []

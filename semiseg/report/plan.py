@@ -57,7 +57,7 @@ class Line:
 def lines(results: Results, measured: Measured = NOTHING) -> list[Line]:
     """Of every cell of the grid's table, in its order; ``measured`` is for what no run is like."""
     finished = _finished()
-    missing = [run for runs in results.missing().values() for run in runs]
+    missing = results.missing()
     found = []
     for recipe in results.recipes:
         for split in results.grid.splits:
@@ -77,7 +77,7 @@ def without_estimate(results: Results) -> list[RunConfig]:
     """A run for each recipe and protocol that has runs left and no finished one like them."""
     runs = [line.left[0] for line in lines(results) if line.left and line.estimate is None]
     configs = [results.params.run(run) for run in reversed(runs)]  # so that of a pair the first run stays
-    return list({(each.run.recipe, each.split.protocol): each for each in configs}.values())[::-1]
+    return list({(each.run.recipe, each.protocol_name): each for each in configs}.values())[::-1]
 
 
 def _finished() -> list[Record]:
@@ -202,7 +202,7 @@ def totals(results: Results, plan: Sequence[Line]) -> list[str]:
     )
     if any(line.left and line.estimate is None for line in plan):
         said.append(f"Measure some steps for an estimate: python pipeline/plan.py {results.name} --measure")
-    return [*said, *(f"Run {command(grid)}" for grid in results.missing())]
+    return [*said, f"Run {command(results.name)}"]
 
 
 def _total(what: str, left: int, known: Sequence[tuple[int, Any]], amount: Callable[[], str]) -> str:

@@ -91,7 +91,10 @@ class Reference:
             network = params.protocols[entry.protocol].network
             for each in self.figures:
                 recipe = None if each.variant else self.recipes.get(each.method)
-                alike = (each.dataset, each.ratio) == (entry.dataset, entry.ratio) and each.fits(network)
+                alike = (each.dataset, each.ratio) == (
+                    entry.dataset,
+                    params.share(split).ratio,
+                ) and each.fits(network)
                 if recipe is not None and recipe in recipes and alike:
                     found.setdefault((recipe, split), each)
         return found

@@ -108,7 +108,7 @@ def tidy(results: Results) -> pd.DataFrame:
                     "method": results.params.recipes[recipe].method,
                     "split": split,
                     "dataset": declared.dataset,
-                    "ratio": str(declared.ratio),
+                    "ratio": str(results.params.share(split).ratio),
                     "labelled": results.labelled(split),
                     "evaluated_on": results.dataset(split).evaluate,
                     "seeds": len(runs),
@@ -227,7 +227,7 @@ def setting(results: Results) -> list[str]:
         recipes = scored.setdefault(record.headline, [])
         if run.recipe not in recipes:
             recipes.append(run.recipe)
-    if "teacher" in scored:
+    if len(scored) > 1:
         said = "; ".join(f"the {headline} of {', '.join(scored[headline])}" for headline in sorted(scored))
         notes.append(f"Scored network: {said}.")
     return notes
@@ -255,8 +255,9 @@ def origin(records: Iterable[Record]) -> list[str]:
 
 
 def missing(results: Results) -> list[str]:
-    """What was not run and the command that runs it, a line for each grid."""
-    return [f"{grouped(runs)}. Run `{command(grid)}`" for grid, runs in results.missing().items()]
+    """Return what was not run and the command that runs it, as at most one line."""
+    runs = results.missing()
+    return [f"{grouped(runs)}. Run `{command(results.name)}`"] if runs else []
 
 
 def warning(results: Results) -> str:

@@ -11,21 +11,13 @@ from torch.utils.data import default_collate
 
 from semiseg.base import provenance
 from semiseg.base.parameters import RunConfig
-from semiseg.base.tree import from_tree
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.methods import contract
-from semiseg.methods.contract import Labelled, Method, Task, Unlabelled, View
+from semiseg.methods.contract import Config, Method, Task, View
 from semiseg.report.plan import Estimate
+from semiseg.training.batches import Batch, on_device
 from semiseg.training.device import claimed
-from semiseg.training.step import (
-    learn,
-    networks,
-    new_learner,
-    seed_everything,
-    set_learning_rate,
-    sgd,
-    to_device,
-)
+from semiseg.training.step import new_learner, poly, seed_everything, sgd, take_step
 
 WARM_UP, STEPS = 3, 5
 LEAD = 6.0  # of a pixel's highest logit over the next: of 21 classes, a confidence of 0.95 and more
@@ -37,28 +29,28 @@ def measured(configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
     Raises UserError for too small a GPU.
     """
     with claimed(threads=1) as device:
-        return {(each.run.recipe, each.split.protocol): measure(each, device) for each in configs}
+        return {(each.run.recipe, each.protocol_name): measure(each, device) for each in configs}
 
 
 def measure(config: RunConfig, device: torch.device) -> Estimate:
     """Train the last step of a run a few times, from random weights: by then every loss takes part."""
-    print(f"measuring {config.run.recipe} under {config.split.protocol}", file=sys.stderr)
+    print(f"measuring {config.run.recipe} under {config.protocol_name}", file=sys.stderr)
     protocol, last = config.protocol, config.protocol.steps - 1
     torch.set_num_threads(protocol.threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seed_everything(config.run.seed, -1)
-    options = from_tree(contract.module(config.method).Config, config.options, "params.yaml: options")
+    options = contract.configured(config.method, config.options, protocol)
     view = contract.views(config.method, options, protocol.geometry)
     labelled, unlabelled = _batch(config, view, device)
     learner = _learner(config, options, device)
     _make_confident(learner, labelled.images)
     optimiser = sgd(learner, protocol.optimiser)
-    set_learning_rate(optimiser, protocol.optimiser, last / protocol.steps)
+    poly(optimiser, protocol, last)
 
     def step(repetition: int) -> None:
         seed_everything(repetition, last)
-        learn(config, learner, learner, optimiser, labelled, unlabelled, last)
+        take_step(config, learner, learner, optimiser, labelled, unlabelled, last)
 
     seconds = _seconds(step, device)
     images = protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
@@ -73,7 +65,7 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     )
 
 
-def _batch(config: RunConfig, view: View | None, device: torch.device) -> tuple[Labelled, Unlabelled | None]:
+def _batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
     """A step's batch of noise, cropped as the method's images are."""
     protocol = config.protocol
     generator = torch.Generator().manual_seed(config.run.seed)
@@ -90,14 +82,13 @@ def _batch(config: RunConfig, view: View | None, device: torch.device) -> tuple[
         for _ in range(protocol.labelled_batch)
     ]
     images, masks = default_collate(pairs)
-    labelled = Labelled(to_device(images, device), masks.to(device, torch.int64))
-    if view is None:
-        return labelled, None
-    views = default_collate([view(noise(256, 3, *size), generator) for _ in range(protocol.unlabelled_batch)])
-    return labelled, {name: to_device(each, device) for name, each in views.items()}
+    views = view and default_collate(
+        [view(noise(256, 3, *size), generator) for _ in range(protocol.unlabelled_batch)]
+    )
+    return on_device(images, masks, views, device)
 
 
-def _learner(config: RunConfig, options: object, device: torch.device) -> Method:
+def _learner(config: RunConfig, options: Config, device: torch.device) -> Method:
     """With random weights, which need no file, and a split as large as a batch: its size costs no time."""
     protocol = config.protocol
     network = dataclasses.replace(protocol.network, weights="none")
@@ -112,7 +103,7 @@ def _make_confident(learner: Method, images: Tensor) -> None:
 
     DCC's contrast costs what its masks select, and of a random network's predictions they select nothing.
     """
-    for network in networks(learner).values():
+    for network in learner.networks().values():
         first, second = network(images).topk(2, dim=1).values.unbind(dim=1)
         for parameter in network.classifier.parameters():
             parameter.mul_(LEAD / (first - second).median())
@@ -137,5 +128,5 @@ def _now(device: torch.device) -> float:
 
 def _size(learner: Method) -> int:
     """Bytes of the scored networks' states."""
-    states = [network.state_dict() for network in networks(learner).values()]
+    states = [network.state_dict() for network in learner.networks().values()]
     return sum(tensor.nbytes for state in states for tensor in state.values())

@@ -1,32 +1,57 @@
-"""Everything a run needs to go on exactly where it stopped, in one file that is whole or absent.
+"""All that a run needs to go on exactly where it stopped, in one file that is whole or absent.
 
-The one before it is kept, for a disk that gives back other bytes than it was given. Random states are not in
-it: the engine seeds every step, and the data streams every image, from the run's seed and the position alone.
+The checkpoint before it is kept, in case the disk returns other bytes than were written. No random state is
+stored: the loop seeds every step, and the streams every image, from the run's seed and the position alone.
 """
 
 import io
-import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from semiseg.base import paths
 from semiseg.base.errors import UserError
-from semiseg.base.files import flush_folder, write_text, written_whole
+from semiseg.base.files import flush_folder, written_whole
+from semiseg.base.parameters import RunConfig
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.splits import Split
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-NEXT, BROKEN = "next.pt", "broken.pt"  # one that is whole but not yet the last; one set aside
-FINISHED = "finished.pt"  # of the last step, until the run's record is written
+NEXT, BROKEN = "next.pt", "broken.pt"  # written but not yet the last; broken and set aside
+FINISHED = "finished.pt"  # after the last step, until the run's record is written
 
 Networks = dict[str, dict[str, torch.Tensor]]
-"""State dicts by "student" and, for a method that has one, "teacher"."""
+"""State dicts by the names that the method gives its networks."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The digests that say which run, on which data, a file belongs to."""
+
+    config_sha256: str
+    data_sha256: str  # of the prepared dataset: ids, images and masks
+    labelled_sha256: str  # of the labelled ids
+
+    def difference(self, found: Mapping[str, Any]) -> str | None:
+        """Return how ``found``, the contents of a file, differs; None if it belongs here."""
+        for name, what in (
+            ("config_sha256", "another configuration in params.yaml"),
+            ("data_sha256", "other images or masks"),
+            ("labelled_sha256", "another list of labelled images"),
+        ):
+            if found.get(name) != getattr(self, name):
+                return what
+        return None
+
+
+def identify(config: RunConfig, dataset: PreparedDataset, split: Split) -> Identity:
+    """Return the identity of a run on the data and the list that are prepared now."""
+    return Identity(config.digest(), dataset.digest, split.labelled_sha256)
 
 
 @dataclass
@@ -34,18 +59,25 @@ class Checkpoint:
     """The state of a run between two steps."""
 
     config_sha256: str
-    step: int  # steps taken
-    method: dict[str, Any]
-    optimiser: dict[str, Any]
-    history: list[dict[str, float]]
-    best_miou: float  # of the predictor on the val list; -1 before the first validation
-    best_step: int
-    best: Networks
+    data_sha256: str
+    labelled_sha256: str
     started: str
-    seconds: float  # training time of all sittings, without validation
-    unwritten: list[dict[str, float]] = field(default_factory=list)  # losses of steps behind the last row
+    step: int = 0  # steps taken
+    method: dict[str, Any] = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    unwritten: list[dict[str, float]] = field(default_factory=list)  # logs of the steps since the last row
+    best_miou: float = -1.0  # of the headline network on the val list; -1 before the first validation
+    best_step: int = 0
+    best: Networks = field(default_factory=dict)
+    seconds: float = 0.0  # training time of all sittings, without validation
     revision: str = "unknown"  # of the code that took the last step
     peak_memory_mib: float | None = None  # on a GPU, of all sittings
+
+    @classmethod
+    def new(cls, identity: Identity, started: str) -> "Checkpoint":
+        """Return the state before the first step."""
+        return cls(**asdict(identity), started=started)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of ``folder``; the one that was there becomes the previous one."""
@@ -65,9 +97,9 @@ def write(state: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What ``write`` wrote, on the CPU. Raises ValueError for a file that is not as it was written.
+    """Return what ``write`` saved, on the CPU. Raises ValueError for a file that was changed since.
 
-    ``torch.load`` takes flipped bytes for weights, so every record's check sum is compared first;
+    ``torch.load`` does not notice flipped bytes, so the archive's check sums are compared first.
     ``weights_only`` keeps the file from running code.
     """
     try:
@@ -83,91 +115,53 @@ def read(path: Path) -> dict[str, Any]:
     raise ValueError(f"{damaged} has another check sum")
 
 
-def load(folder: Path, config_sha256: str) -> Checkpoint | None:
-    """The last checkpoint of ``folder``, or the previous one if that is broken; None where there is none.
+def load(folder: Path, identity: Identity) -> Checkpoint | None:
+    """Return the newest readable checkpoint in ``folder``; None if there is none.
 
-    A broken one is set aside, in one line on stderr. Raises UserError when no readable one is left, or when
-    it belongs to another configuration; a finished run's is removed then.
+    A broken one is set aside, with a line on stderr, and the one before it is returned. Raises UserError if
+    all are broken, or if the checkpoint belongs to another identity.
     """
-    if finished := _finished(folder, config_sha256):
-        return finished
-    refused = []
-    for path in (folder / LAST, folder / PREVIOUS):
+    broken: list[str] = []
+    for path in (folder / FINISHED, folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
             checkpoint = Checkpoint(**read(path))
         except (ValueError, TypeError) as error:
-            refused.append(f"{path}: not a readable checkpoint ({error})")
+            broken.append(f"{path}: not a readable checkpoint ({error})")
             continue
-        if checkpoint.config_sha256 != config_sha256:
+        if difference := identity.difference(vars(checkpoint)):
             raise UserError(
-                f"{path}: belongs to another configuration of this run; "
-                f"restore params.yaml to go on with it, or remove {folder} to train from the start"
+                f"{path}: belongs to {difference}; restore what it was trained with to go on, or remove "
+                f"{folder} to train from the start"
             )
-        if refused:
+        if broken:
             (folder / LAST).replace(folder / BROKEN)
             print(
-                f"{refused[0]}, now {BROKEN}: going on from the one before it, step {checkpoint.step}",
+                f"{broken[0]}, now {BROKEN}: going on from the one before it, step {checkpoint.step}",
                 file=sys.stderr,
             )
         return checkpoint
-    if refused:
-        raise UserError(f"{'; '.join(refused)}; remove {folder} to train from the start")
-    return None
-
-
-def _finished(folder: Path, config_sha256: str) -> Checkpoint | None:
-    path = folder / FINISHED
-    if not path.exists():
-        return None
-    try:
-        checkpoint = Checkpoint(**read(path))
-    except (ValueError, TypeError) as error:
-        print(f"{path}: not a readable checkpoint ({error}), removed", file=sys.stderr)
-    else:
-        if checkpoint.config_sha256 == config_sha256:
-            return checkpoint
-    path.unlink()
+    if broken:
+        raise UserError(f"{'; '.join(broken)}; remove {folder} to train from the start")
     return None
 
 
 def finish(folder: Path) -> None:
     """Keep only the last checkpoint of ``folder``, under another name, until ``forget``.
 
-    An engine may remove a network that was trained because of what came after it; then it is written again.
+    An engine may remove the trained network before it is scored; the checkpoint then writes it again.
     """
     if (folder / LAST).exists():
         (folder / LAST).replace(folder / FINISHED)
-    for path in folder.iterdir():
-        if path.name != FINISHED:
-            path.unlink()
+    for name in (PREVIOUS, NEXT, BROKEN):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("nan-step-*.pt"):
+        path.unlink()
 
 
 def forget(folder: Path) -> None:
-    """Remove what ``finish`` has kept, if it can be removed."""
+    """Remove the checkpoint that ``finish`` kept, if it can be removed."""
     with suppress(OSError):
         (folder / FINISHED).unlink(missing_ok=True)
         folder.rmdir()
-
-
-@contextmanager
-def held(run: paths.Run) -> Iterator[None]:
-    """Hold the run while it trains. Raises UserError naming the process that holds it already."""
-    folder = Path("checkpoints", "locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    name = str(run).replace("/", "--")
-    holder = folder / f"{name}.pid"
-    lock = FileLock(folder / f"{name}.lock", mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = holder.read_text().strip() if holder.exists() else "unknown"
-        raise UserError(f"{run}: being trained by process {pid}; wait for it or stop it") from None
-    try:
-        # A new file in place of what a killed run left, which may be another user's.
-        write_text(holder, f"{os.getpid()}\n")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()

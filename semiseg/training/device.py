@@ -24,8 +24,6 @@ from semiseg.base.errors import UserError
 
 POLL_SECONDS = 1.0
 COMPUTE_ON = "SEMISEG_DEVICE"
-# Indices count as nvidia-smi does; CUDA's own order begins with the fastest.
-os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 @contextmanager
@@ -36,6 +34,7 @@ def claimed(threads: int) -> Iterator[torch.device]:
     torch finds no CUDA.
     """
     torch.set_num_threads(threads)
+    _count_as_nvidia_smi()
     ids = visible_gpus()
     if not ids:
         print("no GPU on this machine: running on the CPU", file=sys.stderr)
@@ -60,6 +59,7 @@ def claimed_together(count: int) -> Iterator[None]:
     One run at a time collects several, so no two wait for each other's. Raises UserError where there are
     fewer.
     """
+    _count_as_nvidia_smi()
     gpus = _by_uuid(visible_gpus())
     if len(gpus) < count:
         there = ", ".join(gpus.values()) or "none"
@@ -84,8 +84,14 @@ def claimed_together(count: int) -> Iterator[None]:
 def of_process(threads: int) -> torch.device:
     """The device of one of the processes that torchrun has started together."""
     torch.set_num_threads(threads)
+    _count_as_nvidia_smi()
     place = int(os.environ["LOCAL_RANK"])
     return _device(visible_gpus()[place], place)
+
+
+def _count_as_nvidia_smi() -> None:
+    """Make CUDA's indices those of nvidia-smi; by default they begin with the fastest GPU."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def _cpu() -> torch.device:
@@ -114,15 +120,6 @@ def _granting_job() -> str | None:
     make jobs wait for each other.
     """
     return os.environ.get("SLURM_JOB_ID") if "CUDA_VISIBLE_DEVICES" in os.environ else None
-
-
-@contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turn a GPU's exhausted memory into a UserError: ``what`` did not fit, and the ``remedy``."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"{what} did not fit into the GPU's memory; {remedy}, or free the GPU") from None
 
 
 def visible_gpus() -> list[str]:

@@ -17,7 +17,6 @@ from semiseg.base.errors import UserError
 from semiseg.base.files import written_whole
 from semiseg.methods.contract import Logs
 
-GRADIENT_NORM = "gradient_norm"  # a step's, over all parameters, before it is clipped
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
 
@@ -29,6 +28,10 @@ class Diverged(UserError):
     def __init__(self, said: str, step: int) -> None:
         super().__init__(said)
         self.step = step
+
+
+def _is_of_val(column: str) -> bool:
+    return column.startswith("val_")
 
 
 class History:
@@ -125,6 +128,10 @@ class History:
         self._write(scores)
         self._tick = time.perf_counter()
 
+    def is_validated(self, step: int) -> bool:
+        """Whether the last row is of ``step`` and holds figures of the val list."""
+        return bool(self.rows) and self.rows[-1]["step"] == step and any(map(_is_of_val, self.rows[-1]))
+
     def _write(self, news: dict[str, float]) -> None:
         """Write all rows, and to TensorBoard what is new in the last of them."""
         if self._events is None:
@@ -139,8 +146,7 @@ class History:
         for (step, _), row in zip(self._pending, values.tolist(), strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    what = "the gradient's norm" if name == GRADIENT_NORM else f"loss '{name}'"
-                    raise Diverged(f"{self._title}: {what} is {value} at step {step}", step)
+                    raise Diverged(f"{self._title}: '{name}' is {value} at step {step}", step)
 
     def _tell(self, row: dict[str, float], names: list[str]) -> None:
         losses = {name: f"{row[name]:.3f}" for name in names}

@@ -18,8 +18,8 @@ from PIL import Image
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
+from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import Dataset, Download
-from semiseg.data.decoding import IGNORE
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, write_manifest
 

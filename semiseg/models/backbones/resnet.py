@@ -1,20 +1,12 @@
 """torchvision's ResNets without their classifier, at output stride 16 or 8."""
 
-from typing import NamedTuple
-
 import torchvision
 from torch import Tensor, nn
 
 from semiseg.base.errors import UserError
+from semiseg.models.network import Maps
 
 NAMES = ("resnet18", "resnet50", "resnet101")
-
-
-class Maps(NamedTuple):
-    """What decoders take from a backbone of output stride s."""
-
-    low: Tensor  # layer1's output, (B, low_channels, H/4, W/4), sizes rounded up
-    high: Tensor  # layer4's output, (B, high_channels, H/s, W/s), sizes rounded up
 
 
 class ResNet(nn.Module):

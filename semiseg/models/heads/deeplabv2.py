@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from semiseg.models.backbones.resnet import Maps, ResNet
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.backbones.resnet import ResNet
+from semiseg.models.network import Maps, SegmentationNetwork
 
 RATES = (6, 12, 18, 24)
 

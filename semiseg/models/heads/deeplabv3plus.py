@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from semiseg.models.backbones.resnet import Maps, ResNet
+from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.layers import Dropout, convolution
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Maps, SegmentationNetwork
 
 LOW_LEVEL_CHANNELS = 48
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # output stride -> atrous rates

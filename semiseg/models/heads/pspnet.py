@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from semiseg.models.backbones.resnet import Maps, ResNet
+from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.layers import convolution
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Maps, SegmentationNetwork
 
 BINS = (1, 2, 3, 6)
 

@@ -103,12 +103,12 @@ def miou(results: Results) -> Figure:
 
 
 def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
-    splits = sorted(splits, key=lambda split: results.params.splits[split].ratio)
+    splits = sorted(splits, key=lambda split: results.ratio(split))
     recipes = sheet.recipes_run(results)
     for place, recipe in enumerate(recipes):
         dodge = 1.03 ** (place - (len(recipes) - 1) / 2)  # so that error bars do not hide each other
         points = [
-            (float(results.params.splits[split].ratio) * dodge, summary)
+            (float(results.ratio(split)) * dodge, summary)
             for split in splits
             if (summary := results.miou(recipe, split, last)) is not None
         ]
@@ -119,7 +119,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             **look(results.params, recipe),
         )
         printed = [
-            (float(results.params.splits[split].ratio) * dodge, 100 * results.published[recipe, split].miou)
+            (float(results.ratio(split)) * dodge, 100 * results.published[recipe, split].miou)
             for split in splits
             if (recipe, split) in results.published
         ]
@@ -127,7 +127,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             axes.plot(*np.transpose(printed), **sheet.HOLLOW, **look(results.params, recipe))
     axes.set_xscale("log", base=2)
     axes.set_xticks(
-        [float(results.params.splits[split].ratio) for split in splits],
+        [float(results.ratio(split)) for split in splits],
         [_share_label(results, split) for split in splits],
     )
     axes.xaxis.set_minor_locator(NullLocator())
@@ -136,7 +136,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
 
 
 def _share_label(results: Results, split: str) -> str:
-    labelled, ratio = results.labelled(split), share(results.params.splits[split].ratio)
+    labelled, ratio = results.labelled(split), share(results.ratio(split))
     return ratio if labelled is None else f"{ratio}\n({labelled})"
 
 

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from semiseg.base import paths
+from semiseg.base.labels import IGNORE
 from semiseg.data import prepared
-from semiseg.data.decoding import IGNORE
 from semiseg.report.collect import BASELINE, Results, share
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import BACKGROUND, CLASS_COLOURS, WIDTH
@@ -170,7 +170,7 @@ def _content(results: Results, columns: tuple[str, ...], rows: list[Row]) -> Con
         return None
     split = sheet.fullest_split(results)
     declared = results.dataset(split)
-    title = f"{results.params.splits[split].dataset}, {share(results.params.splits[split].ratio)} labelled"
+    title = f"{results.params.splits[split].dataset}, {share(results.ratio(split))} labelled"
     return Content(title, columns, tuple(rows), declared.classes, declared.background)
 
 

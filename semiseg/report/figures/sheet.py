@@ -46,7 +46,7 @@ def title(results: Results, split: str) -> str:
     declared, labelled = results.params.splits[split], results.labelled(split)
     images = "" if labelled is None else f" ({labelled} images)"
     protocol = f", {declared.protocol}" if len(results.protocols()) > 1 else ""
-    ratio = "all" if declared.ratio == 1 else share(declared.ratio)
+    ratio = "all" if results.ratio(split) == 1 else share(results.ratio(split))
     return f"{declared.dataset}, {ratio} labelled{images}{protocol}"
 
 

@@ -1,0 +1,130 @@
+"""The stages of the benchmark, as both engines see them: files, resources, and what makes them run again.
+
+A stage runs again when a file that it reads changes, or when its ingredients do: the numbers of params.yaml
+and the declared revisions that decide its result. Snakemake compares ingredients as parameters of a rule; DVC
+compares the files that ``pipeline/check.py`` writes to data/ingredients/. No digest of source code is taken:
+a change of code that alters results raises a REVISION, and tests/test_trajectories.py notices if it does not.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from semiseg.base import paths
+from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
+from semiseg.report import published
+
+TABLES = ("csv", "md", "tex")  # kinds of files of a grid's table
+
+
+@dataclasses.dataclass(frozen=True)
+class Wildcards:
+    """The wildcards of a job; each rule has some of them. Snakemake passes its own object like it."""
+
+    dataset: str = ""
+    recipe: str = ""
+    split: str = ""
+    seed: str = "0"
+    grid: str = ""
+
+
+class Stages:
+    """Files, resources and ingredients of each stage; the Snakefile's input functions."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    # --- files ----------------------------------------------------------------------------------------
+
+    def manifest(self, wildcards: Wildcards) -> str:
+        """Return the manifest of the dataset of a split."""
+        split = look_up(self.params.splits, wildcards.split, "splits")
+        return (paths.dataset(split.dataset) / "manifest.json").as_posix()
+
+    def records(self, wildcards: Wildcards) -> list[str]:
+        """Return the records that a grid's table reads."""
+        return [run.metrics.as_posix() for run in self.params.grids[wildcards.grid].runs()]
+
+    def histories(self, wildcards: Wildcards) -> list[str]:
+        """Return the short histories that a grid's figures read."""
+        return [run.history.as_posix() for run in self.params.grids[wildcards.grid].runs()]
+
+    # --- resources ------------------------------------------------------------------------------------
+
+    def threads(self, wildcards: Wildcards) -> int:
+        """Return the CPU threads of one process of a run."""
+        return self.params.run(_run(wildcards)).protocol.threads
+
+    def gpus(self, wildcards: Wildcards) -> int:
+        """Return the GPUs that train a run together."""
+        return self.params.gpus(_run(wildcards))
+
+    def threads_of_all(self, wildcards: Wildcards) -> int:
+        """Return the CPU threads of all processes that train a run together."""
+        return self.gpus(wildcards) * self.threads(wildcards)
+
+    # --- ingredients ----------------------------------------------------------------------------------
+
+    def download(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a prepared dataset."""
+        dataset = look_up(self.params.datasets, wildcards.dataset, "datasets")
+        entry = dataclasses.asdict(dataclasses.replace(dataset, shares={}))
+        del entry["evaluate"]  # read when networks are scored
+        return _text({**entry, "revision": revision(LIBRARY / "data" / "sources" / f"{dataset.source}.py")})
+
+    def split(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a split's lists."""
+        split = look_up(self.params.splits, wildcards.split, "splits")
+        return _text({"dataset": split.dataset, **dataclasses.asdict(self.params.share(wildcards.split))})
+
+    def train(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a run: its configuration, the seed apart."""
+        return _text(_without_seed(self.params.run(_run(wildcards))))
+
+    def evaluate(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a run's record, the seed apart."""
+        config = _without_seed(self.params.run(_run(wildcards)))
+        return _text({**config, "evaluation": revision(LIBRARY / "evaluation" / "evaluate.py")})
+
+    def report(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a grid's table and figures, with the published figures they show."""
+        grid, reference = look_up(self.params.grids, wildcards.grid, "grids"), published.load()
+        beside = reference.beside(self.params, grid.recipes, grid.splits)
+        figures = {f"{recipe}/{split}": dataclasses.asdict(each) for (recipe, split), each in beside.items()}
+        entry = dataclasses.asdict(grid)
+        del entry["gpus"]  # changes no result
+        return _text({**entry, "published": figures, "paper": reference.numbers(wildcards.grid)})
+
+
+def ingredients(params: Params) -> Iterator[tuple[Path, str]]:
+    """Yield the file below data/ingredients/ and its text, for every stage of every grid."""
+    stages = Stages(params)
+    for dataset in params.datasets:
+        yield Path("download", f"{dataset}.json"), stages.download(Wildcards(dataset=dataset))
+    pairs = dict.fromkeys((run.recipe, run.split) for grid in params.grids.values() for run in grid.runs())
+    for split in dict.fromkeys(split for _, split in pairs):
+        yield Path("split", f"{split}.json"), stages.split(Wildcards(split=split))
+    for recipe, split in pairs:
+        names = Wildcards(recipe=recipe, split=split)
+        yield Path("train", recipe, f"{split}.json"), stages.train(names)
+        yield Path("evaluate", recipe, f"{split}.json"), stages.evaluate(names)
+    for grid in params.grids:
+        yield Path("report", f"{grid}.json"), stages.report(Wildcards(grid=grid))
+
+
+def _run(wildcards: Wildcards) -> paths.Run:
+    return paths.Run(wildcards.recipe, wildcards.split, int(wildcards.seed))
+
+
+def _without_seed(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration that all seeds share, for DVC has one file for them."""
+    tree: dict[str, Any] = json.loads(canonical(config))
+    del tree["run"]
+    return tree
+
+
+def _text(tree: dict[str, Any]) -> str:
+    """Return canonical JSON: equal ingredients give equal text."""
+    return json.dumps(tree, sort_keys=True, indent=1, default=str) + "\n"

@@ -1,0 +1,63 @@
+"""The batches of a run's steps, on the device."""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from semiseg.base.parameters import RunConfig
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.splits import Split
+from semiseg.data.streams import Images, labelled_batches, unlabelled_batches
+from semiseg.methods.contract import Labelled, Unlabelled, View
+
+Batch = tuple[Labelled, Unlabelled | None]
+
+
+def batches(
+    config: RunConfig,
+    dataset: PreparedDataset,
+    split: Split,
+    view: View | None,
+    device: torch.device,
+    first: int,
+    last: int,
+) -> Iterator[Batch]:
+    """Yield the batches of steps [first, last); without a ``view`` they hold labelled images only."""
+    protocol, seed = config.protocol, config.run.seed
+    images = Images(dataset, protocol.image_cache_mib)
+    if protocol.image_cache_mib:
+        print(
+            f"{config.run}: keeps at most {protocol.image_cache_mib} MiB of decoded images", file=sys.stderr
+        )
+    labelled = labelled_batches(
+        images, split.labelled, protocol.geometry,
+        protocol.labelled_batch, seed, first, last, protocol.workers,
+    )  # fmt: skip
+    if view is None:
+        for crops, masks in labelled:
+            yield on_device(crops, masks, None, device)
+        return
+    unlabelled = unlabelled_batches(
+        images, split.unlabelled, view,
+        protocol.unlabelled_batch, seed, first, last, protocol.workers,
+    )  # fmt: skip
+    for (crops, masks), views in zip(labelled, unlabelled, strict=True):
+        yield on_device(crops, masks, views, device)
+
+
+def on_device(images: Tensor, masks: Tensor, views: dict[str, Tensor] | None, device: torch.device) -> Batch:
+    """Move a step's tensors to ``device``: images and masks (B, H, W) uint8, and what the view returned."""
+    labelled = Labelled(_moved(images, device), masks.to(device, torch.int64, non_blocking=True))
+    if views is None:
+        return labelled, None
+    return labelled, {name: _moved(view, device) for name, view in views.items()}
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor; images (B, 3, H, W) uint8 become float32 in [0, 1]."""
+    tensor = tensor.to(device, non_blocking=True)
+    if tensor.dtype == torch.uint8 and tensor.ndim == 4:
+        tensor = tensor.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return tensor
