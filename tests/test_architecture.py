@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import ingredients
 from semiseg.base import parameters
 
 ROOT = Path(__file__).parents[1]
@@ -85,18 +84,45 @@ def test_scripts_do_not_import_each_other(script: Path) -> None:
     assert not {name.partition(".")[0] for name in imported(script)} & {each.stem for each in SCRIPTS}
 
 
+def closure(file: Path) -> set[Path]:
+    """Return ``file`` and every file of the library that it imports, directly or not."""
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for name in imports_from(file, "semiseg"):
+            parts = name.split(".")
+            for place in (Path(*parts), Path(*parts[:-1])):
+                waiting += [
+                    each
+                    for each in (place.with_suffix(".py"), place / "__init__.py")
+                    if (ROOT / each).is_file()
+                ]
+    return found
+
+
 @pytest.mark.parametrize("stage", ["download", "split", "tables", "report", "dvc_stages"])
 def test_a_stage_without_a_network_does_not_wait_for_torch(stage: str) -> None:
-    """plan.py imports it where it measures alone: test_throughput.py."""
-    files = ingredients.closure([Path("pipeline", f"{stage}.py")])
+    files = closure(Path("pipeline", f"{stage}.py"))
     assert len(files) > 3
     assert not [file for file in files if imports_from(file, "torch", "torchvision")]
 
 
+def test_planning_does_not_wait_for_torch() -> None:
+    files = closure(Path("semiseg", "stages.py"))
+    assert len(files) > 3
+    assert not [file for file in files if imports_from(file, "torch", "torchvision", "pandas", "matplotlib")]
+
+
 def test_every_entry_of_params_yaml_is_used() -> None:
     params = parameters.load(ROOT / "params.yaml")
-    splits = {split for grid in params.grids.values() for split in grid.splits}
-    assert splits == set(params.splits)
-    assert {recipe for grid in params.grids.values() for recipe in grid.recipes} == set(params.recipes)
-    assert {params.splits[split].protocol for split in splits} == set(params.protocols)
-    assert {params.splits[split].dataset for split in splits} == set(params.datasets)
+    grids = params.grids.values()
+    used = {params.splits[split] for grid in grids for split in grid.splits}
+    assert {recipe for grid in grids for recipe in grid.recipes} == set(params.recipes)
+    assert {split.protocol for split in used} == set(params.protocols)
+    assert {(split.dataset, split.share) for split in used} == {
+        (name, share) for name, dataset in params.datasets.items() for share in dataset.shares
+    }
