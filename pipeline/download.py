@@ -1,10 +1,10 @@
-"""Bring one dataset from nothing to prepared: python pipeline/download.py <dataset>."""
+"""Prepare a dataset, or repair one that has changed: python pipeline/download.py <dataset>."""
 
 import argparse
 
 from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
-from semiseg.data import sources
+from semiseg.data import sources, summary
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     name = parser.parse_args().dataset
     params = parameters.load()
     dataset = parameters.look_up(params.datasets, name, "datasets")
-    print(sources.prepare(name, dataset))
+    print(summary.summary(sources.prepare(name, dataset)))
 
 
 if __name__ == "__main__":

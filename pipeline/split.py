@@ -17,8 +17,7 @@ def main() -> None:
         raise UserError(f"{name}: seed {seed}: a seed is not negative")
     split = parameters.look_up(params.splits, name, "splits")
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
-    ids = dataset.ids("train")
-    with_mask = tuple(each for each in ids if dataset.mask_path(each).is_file())
+    with_mask, without_mask = dataset.by_mask()
     share, batch = params.share(name), params.protocols[split.protocol].labelled_batch
     count = share.labelled_count(len(with_mask))
     if count < batch:
@@ -27,11 +26,11 @@ def main() -> None:
             f"fewer than a batch of {batch}; raise the share, or lower labelled_batch in {split.protocol}"
         )
     if share.lists == parameters.DRAWN:
-        without_mask = tuple(each for each in ids if each not in set(with_mask))
         written = splits.write(name, seed, with_mask, count, split.dataset, without_mask)
     else:
         source = params.datasets[split.dataset].source
-        written = lists.write(name, seed, share.lists, source, ids, count)
+        written = lists.write(name, seed, share.lists, source, (*with_mask, *without_mask), count)
+    prepared.check_labelled(dataset, written.labelled)
     print(
         f"{name}, seed {seed}: {len(written.labelled)} labelled, {len(written.unlabelled)} unlabelled images"
     )

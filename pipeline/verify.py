@@ -1,4 +1,4 @@
-"""Read a prepared dataset again; exits 1 where a file is bad: python pipeline/verify.py <dataset>."""
+"""Read a prepared dataset again; exits 1 if a file has changed: python pipeline/verify.py <dataset>."""
 
 import argparse
 import sys
@@ -13,13 +13,14 @@ def main() -> None:
     parser.add_argument("dataset")
     name = parser.parse_args().dataset
     dataset = prepared.open_dataset(name, parameters.look_up(parameters.load().datasets, name, "datasets"))
-    sound = True
-    for problem in verification.problems(dataset):
+    changed, foreign = list(verification.changed(dataset)), verification.foreign(dataset)
+    for problem in (*changed, *foreign):
         print(f"error: {problem}", file=sys.stderr)
-        sound = False
-    if not sound:
+    if changed:
+        print(f"error: {dataset.folder}: {len(changed)} changed; {prepared.remedy(name)}", file=sys.stderr)
+    if changed or foreign:
         sys.exit(1)
-    print(f"{dataset.folder}: every image and mask is as it was prepared")
+    print(f"{dataset.folder}: every list, image and mask is as it was prepared")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import coo_array
 
-from semiseg.base.parameters import Download
+from semiseg.data.archives import Download
 from semiseg.data.palette import voc_palette
 from semiseg.data.sources import cityscapes, voc
 

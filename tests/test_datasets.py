@@ -4,7 +4,6 @@ import runpy
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,16 +13,18 @@ import yaml
 
 from semiseg.base import parameters
 from semiseg.data import splits
+from semiseg.data.archives import Download
+from semiseg.data.families import FAMILIES, Family, File
+from semiseg.data.sources import cityscapes, voc
 from semiseg.evaluation import record
 from tests import miniature, project, releases
-from tests.releases import Server
 
 SEED = 1
 DCC_LIST = "voc_splits1/2_train_supervised.txt"
 LABELLED = ["2008_000002", "2007_000039"]
 
 
-def params(server: Server) -> dict[str, object]:
+def params() -> dict[str, object]:
     tree = deepcopy(miniature.PARAMS)
     protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2, "image_cache_mib": 1}
     names = parameters.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
@@ -42,10 +43,6 @@ def params(server: Server) -> dict[str, object]:
     for name in ("voc", "cityscapes"):
         datasets[name]["classes"] = list(names[name].classes)
     datasets["own"]["options"] = {"path": "mine"}
-    downloads = {
-        name: {**asdict(each), "addresses": list(each.addresses)}
-        for name, each in server.downloads("/gone").items()
-    }
     return {
         "datasets": datasets,
         "protocols": {"mini": protocol},
@@ -55,13 +52,7 @@ def params(server: Server) -> dict[str, object]:
         },
         "recipes": tree["recipes"],
         "grids": {},
-        "downloads": {name: downloads[name] for name in releases.voc_archives()},
-        "families": {
-            "dcc": {
-                "address": server.address,
-                "sha256": {DCC_LIST: sha256(server.files[DCC_LIST]).hexdigest()},
-            }
-        },
+        "families": {"dcc": {"address": "", "sha256": {}}},
     }
 
 
@@ -87,7 +78,12 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         server.files[DCC_LIST] = "".join(
             f"/JPEGImages/{each}.jpg /x/{each}.png\n" for each in LABELLED
         ).encode()
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params(server)))
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params()))
+        downloads = server.downloads("/gone")
+        monkeypatch.setattr(voc, "DOWNLOADS", {name: downloads[name] for name in voc.DOWNLOADS})
+        monkeypatch.setattr(cityscapes, "DOWNLOADS", dict.fromkeys(cityscapes.DOWNLOADS, Download()))
+        published = File(DCC_LIST, sha256(server.files[DCC_LIST]).hexdigest())
+        monkeypatch.setitem(FAMILIES, "dcc", Family(server.address, {("voc", 2, SEED): published}))
         yield tmp_path
     torch.use_deterministic_algorithms(deterministic)
     torch.set_num_threads(threads)
@@ -151,7 +147,7 @@ def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pyte
         project.succeed(place, "pipeline.dvc_stages")
         done = project.run(place, *engine)
         assert done.returncode != 0
-        assert done.stdout.count("error: Cityscapes is given to those who have an account") == 1
+        assert done.stdout.count("error: Cityscapes needs an account") == 1
         assert (place / "results/tables/voc.csv").exists()
         assert (place / "results/figures/voc/miou.png").exists()
         assert not (place / "data/cityscapes").exists()

@@ -1,4 +1,4 @@
-"""Archives: found on disk, else fetched; checked before they are used, unpacked without trust."""
+"""Archives: found on disk or fetched, checked before they are used, unpacked without trust."""
 
 import contextlib
 import errno
@@ -9,13 +9,13 @@ import lzma
 import os
 import shutil
 import stat
-import sys
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Never
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Download
+from semiseg.base.progress import bar
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without an answer
@@ -37,10 +37,20 @@ class CutOffError(UserError):
     """The connection ended before the file did."""
 
 
-def folders() -> list[Path]:
-    """Where archives are looked for: data/archives/, and the folder that SEMISEG_ARCHIVES names.
+@dataclass(frozen=True)
+class Download:
+    """A file to fetch from the first address that gives it whole, and how to recognise it."""
 
-    Raises UserError where that is no folder.
+    addresses: tuple[str, ...] = ()
+    size: int | None = None  # bytes
+    md5: str | None = None  # hex
+    sha256: str | None = None  # hex
+
+
+def folders() -> list[Path]:
+    """The folders that may hold archives: data/archives/ and the one that SEMISEG_ARCHIVES names.
+
+    Raises UserError if SEMISEG_ARCHIVES names no folder.
     """
     named = os.environ.get("SEMISEG_ARCHIVES")
     if named and not Path(named).is_dir():
@@ -49,12 +59,12 @@ def folders() -> list[Path]:
 
 
 def find(name: str) -> Path | None:
-    """The archive ``name`` on disk; None where there is none."""
+    """The archive ``name`` on disk, or None."""
     return next((folder / name for folder in folders() if (folder / name).is_file()), None)
 
 
 def obtain(name: str, download: Download) -> Path:
-    """The archive ``name``, found on disk or fetched, with the size and the digest that it must have."""
+    """Find the archive ``name`` on disk or fetch it, and check its size and digest."""
     found = find(name)
     if found is None:
         return fetch(name, download.addresses, download.sha256, download.md5, download.size)
@@ -71,10 +81,9 @@ def fetch(
 ) -> Path:
     """Fetch data/archives/``name`` from the first address that gives it, and check its size and digest.
 
-    The file is there whole or not at all. What a connection that was cut off has brought is kept beside it
-    under a hidden name, and the next attempt goes on from there, where a digest tells whether the parts fit.
-    Raises UserError naming the addresses, the file and the folder to put it in; OSError where it cannot be
-    written.
+    The file appears whole or not at all. A download that is cut off is kept beside it under a hidden name and
+    continued by the next attempt, provided that a digest can tell whether the parts fit. Raises UserError
+    naming the addresses, the file and the folder to put it in; OSError if the file cannot be written.
     """
     download = Download(tuple(addresses), size, md5, sha256)
     target = paths.ARCHIVES / name
@@ -102,13 +111,13 @@ def fetch(
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest (hex) of a file."""
+    """Digest of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def check(path: Path, download: Download) -> None:
-    """Raises UserError when the file's size or digest is another."""
+    """Raise UserError unless the file has the size and the digest of ``download``."""
     try:
         _check(path, download)
     except UserError as error:
@@ -116,18 +125,35 @@ def check(path: Path, download: Download) -> None:
 
 
 def check_digest(path: Path, sha256: str) -> None:
-    """Raises UserError when the file's sha256 is another."""
+    """Raise UserError unless the file has this sha256."""
     check(path, Download(sha256=sha256))
+
+
+def check_room(folder: Path, *archives: Path) -> None:
+    """Raise UserError unless the disk of ``folder`` has room for what the archives hold.
+
+    Their own sizes are the measure: images and masks are compressed already.
+    """
+    needed, free = sum(path.stat().st_size for path in archives), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: unpacking needs {_gigabytes(needed)}, its disk has {_gigabytes(free)} free; free "
+            f"space, or make {paths.DATA} or the dataset's folder in it a symbolic link to a larger disk"
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
 
 
 def unpack(
     archive: Path, folder: Path, below: str, wanted: Callable[[str], bool] = lambda member: True
 ) -> None:
-    """Unpack what lies below the member ``below``, wherever it begins, of a tar or zip into ``folder``.
+    """Unpack a tar or zip into ``folder``: what lies below its folder ``below``, at whatever depth that is.
 
-    Of that, only the members whose path below it is ``wanted``. Raises UserError for an archive that is cut
-    off or neither, one with nothing to unpack, and a member that would leave ``folder``, is a device, or (in
-    a zip) a link.
+    Only members whose path below it is ``wanted`` are unpacked. Raises UserError for a file that is cut off
+    or is neither a tar nor a zip, if there is nothing to unpack, and for a member that would leave
+    ``folder``, is a device, or (in a zip) a link.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -150,8 +176,10 @@ def _unpack_tar(archive: Path, folder: Path, below: str, wanted: Callable[[str],
     if not hasattr(tarfile, "data_filter"):
         raise UserError("this Python unpacks archives without checking them; use 3.11.4 or later")
     found = False
-    with tarfile.open(archive) as tar:
+    size = archive.stat().st_size
+    with archive.open("rb") as file, tarfile.open(fileobj=file) as tar, _unpacking(archive, size) as progress:
         for member in tar:
+            progress.update(file.tell() - progress.n)
             place = _below(member.name, below)
             if place is not None and wanted(place):
                 member.name = place
@@ -164,8 +192,10 @@ def _unpack_tar(archive: Path, folder: Path, below: str, wanted: Callable[[str],
 
 def _unpack_zip(archive: Path, folder: Path, below: str, wanted: Callable[[str], bool]) -> bool:
     found = False
-    with zipfile.ZipFile(archive) as file:
+    size = archive.stat().st_size
+    with zipfile.ZipFile(archive) as file, _unpacking(archive, size) as progress:
         for member in file.infolist():
+            progress.update(member.header_offset - progress.n)
             place = _below(member.filename, below)
             if place is None or not wanted(place):
                 continue
@@ -183,8 +213,12 @@ def _unpack_zip(archive: Path, folder: Path, below: str, wanted: Callable[[str],
     return found
 
 
+def _unpacking(archive: Path, size: int) -> "tqdm[Never]":
+    return bar(f"unpack {archive.name}", size, "B", scale=True)
+
+
 def _below(member: str, below: str) -> str | None:
-    """The path of ``member`` below the folder ``below``; None where it lies elsewhere or is that folder."""
+    """The path of ``member`` below the folder ``below``; None for that folder and all that lies elsewhere."""
     parts = PurePosixPath(member).parts
     if below not in parts:
         return None
@@ -193,7 +227,7 @@ def _below(member: str, below: str) -> str | None:
 
 
 def _fetch_from(address: str, partial: Path, download: Download) -> None:
-    """Bring ``partial`` to the whole file, from where it stands; what turns out to be wrong is removed."""
+    """Complete ``partial`` from where it ends; remove it if it turns out to be another file."""
     for attempt in range(1, ATTEMPTS + 1):
         start = _size(partial) if _has_digest(download) else 0
         try:
@@ -212,7 +246,7 @@ def _fetch_from(address: str, partial: Path, download: Download) -> None:
 
 
 def _transfer(address: str, partial: Path, start: int, download: Download) -> None:
-    """Append what follows the first ``start`` bytes, or write all where the server sends all."""
+    """Append what follows the first ``start`` bytes, or write the whole file if the server sends it."""
     if start and start == download.size:
         return
     request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
@@ -223,8 +257,8 @@ def _transfer(address: str, partial: Path, start: int, download: Download) -> No
             length = answer.headers.get("Content-Length")
             total = start + int(length) if length else None
             _refuse_size(total, start, partial, download)
-            with partial.open("ab" if start else "wb") as file, _bar(partial, total, start) as bar:
-                _copy(answer, file, bar, start, total or download.size)
+            with partial.open("ab" if start else "wb") as file, _fetching(partial, total, start) as progress:
+                _copy(answer, file, progress, start, total or download.size)
                 file.flush()
                 os.fsync(file.fileno())
     except urllib.error.HTTPError as error:
@@ -236,9 +270,9 @@ def _transfer(address: str, partial: Path, start: int, download: Download) -> No
 
 
 def _copy(
-    answer: http.client.HTTPResponse, file: BinaryIO, bar: "tqdm[Never]", done: int, expected: int | None
+    answer: http.client.HTTPResponse, file: BinaryIO, progress: "tqdm[Never]", done: int, expected: int | None
 ) -> None:
-    """Copy to the end, or to where there is more than ``expected``; ``done`` bytes are there already."""
+    """Copy to the end or just beyond ``expected`` bytes; ``done`` bytes are there already."""
     while expected is None or done <= expected:
         try:
             chunk = answer.read(CHUNK)
@@ -247,26 +281,23 @@ def _copy(
         if not chunk:
             break
         file.write(chunk)
-        bar.update(len(chunk))
+        progress.update(len(chunk))
         done += len(chunk)
     if expected is not None and done < expected:
         raise CutOffError(f"cut off at {done} of {expected} bytes")
 
 
 def _refuse_size(total: int | None, start: int, partial: Path, download: Download) -> None:
-    """Before anything is written: a file of another size, or one that the disk cannot hold."""
+    """Refuse a file of another size, or one too large for the disk, before anything is written."""
     if total is not None and download.size is not None and total != download.size:
         raise UserError(f"it has {total} bytes, expected {download.size}")
     if total is not None and shutil.disk_usage(partial.parent).free < total - start:
         raise OSError(errno.ENOSPC, f"No space left on device ({total - start} bytes are needed)")
 
 
-def _bar(partial: Path, total: int | None, start: int) -> "tqdm[Never]":
+def _fetching(partial: Path, total: int | None, start: int) -> "tqdm[Never]":
     name = partial.name.removeprefix(".").removesuffix(".partial")
-    pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file takes a line now and then
-    return tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc=name, mininterval=pause, delay=1.0
-    )
+    return bar(f"fetch {name}", total, "B", start, scale=True)
 
 
 def _check(path: Path, download: Download) -> None:

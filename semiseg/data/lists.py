@@ -1,91 +1,86 @@
-"""Lists of labelled images that a paper's authors published, fetched as they are and read without trust.
+"""Lists of labelled images that authors published, fetched as they are and read without trust.
 
-A file is fetched at the commit that params.yaml names, into data/archives/<family>/, where a user may have
-put it already, and is the one whose digest stands there.
+A file is fetched at a commit into data/archives/<family>/, where a user may have put it already, and is used
+only if it has the digest in families.py. Seed k takes list k of its family.
 """
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Download, Family
 from semiseg.data import archives, splits
-from semiseg.data.splits import Split, read_ids
+from semiseg.data.archives import Download
+from semiseg.data.families import FAMILIES, File
+from semiseg.data.splits import Split, read_ids, read_lines
 
-# DCC's folders, by the source of a dataset.
-DCC_FOLDERS = {"voc": "voc_splits", "cityscapes": "city_splits"}
-# What numpy's arrays of numbers need to be put together again, and nothing else.
+# What numpy needs to put arrays of numbers together again, and nothing else.
 ARRAY = {
     (f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")
 } | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 
-Fetch = Callable[[str], Path]
 
-
-def write(
-    name: str, seed: int, family: str, published: Family, source: str, ids: Iterable[str], count: int
-) -> Split:
+def write(name: str, seed: int, family: str, source: str, ids: Iterable[str], count: int) -> Split:
     """Write split ``name`` for ``seed`` from list number ``seed`` of ``family``.
 
-    ``source``: of the dataset, whose training ``ids`` these are. Images that the list does not label are
-    unlabelled. Raises UserError where the family has no such list, where it cannot be fetched or read, and
-    for a list that does not go with the dataset.
+    ``ids`` are the training images of a dataset with this ``source``; those that the list does not label are
+    unlabelled. Raises UserError if the family has no such list, if it cannot be fetched or read, and for a
+    list that does not fit the dataset.
     """
-    key = f"params.yaml: splits: {name}: family '{family}'"
+    key = f"params.yaml: {name}: lists '{family}'"
     if family not in FAMILIES:
-        raise UserError(f"{key}: no lists are read by that name; there are {', '.join(FAMILIES)}")
-    used = []
-
-    def fetch(path: str) -> Path:
-        if path not in published.sha256:
-            known = ", ".join(published.sha256)
-            raise UserError(f"{key} has no {path} (seed {seed}, {count} images); it has {known}")
-        download = Download((f"{published.address}/{path}",), sha256=published.sha256[path])
-        used.append(f"{path} {published.sha256[path]}")
-        return archives.obtain(f"{family}/{path}", download)
-
-    order = FAMILIES[family](fetch, source, seed, count)
+        raise UserError(f"{key}: there is no such family; there are {', '.join(FAMILIES)}")
+    published = FAMILIES[family]
+    file = published.lists.get((source, count, seed))
+    if file is None:
+        there = ", ".join(f"{number} of {size} for {where}" for where, size, number in published.lists)
+        raise UserError(f"{key}: there is no list {seed} of {count} images for {source}; there are {there}")
+    if published.names is None:
+        used, order = file.label, listed(_obtain(family, file))
+    else:
+        used = f"{published.names.label}, {file.label}"
+        order = _permuted(_obtain(family, published.names), _obtain(family, file))
     labelled, known = order[:count], set(ids)
-    if len(set(labelled)) != count:
-        raise UserError(f"{key}: its list has {len(set(labelled))} images, {count} are asked for")
+    chosen = set(labelled)
+    if len(chosen) != count:
+        raise UserError(f"{key}: its list has {len(chosen)} images, {count} are asked for")
     strangers = [each for each in order if each not in known]
     if strangers:
-        raise UserError(f"{key}: {strangers[0]} is no training image of the dataset; prepare it again")
+        raise UserError(f"{key}: {strangers[0]} is no training image of the dataset")
     rest = dict.fromkeys([*order[count:], *sorted(known)])
-    unlabelled = tuple(each for each in rest if each not in set(labelled))
-    origin = f"family: {family}; seed: {seed}; from: {', '.join(used)}"
+    unlabelled = tuple(each for each in rest if each not in chosen)
+    origin = f"family: {family}; seed: {seed}; from: {used}"
     return splits.write_lists(name, seed, origin, labelled, unlabelled)
 
 
-def dcc(fetch: Fetch, source: str, seed: int, count: int) -> tuple[str, ...]:
-    """DCC: a file for each list and count, with a line "/JPEGImages/<id>.jpg /Seg…/<id>.png" an image."""
-    folder = DCC_FOLDERS.get(source, source)
-    lines = read_ids(fetch(f"{folder}{seed}/{count}_train_supervised.txt"))
-    return tuple(PurePosixPath(line.split()[0]).stem.removesuffix("_leftImg8bit") for line in lines)
+def _obtain(family: str, file: File) -> Path:
+    address = f"{FAMILIES[family].address}/{file.path}"
+    return archives.obtain(f"{family}/{file.path}", Download((address,), sha256=file.sha256))
 
 
-def cmb(fetch: Fetch, source: str, seed: int, count: int) -> tuple[str, ...]:
-    """CMB: a permutation of the lines of train_aug.txt; the first ``count`` are labelled. VOC only."""
-    if source != "voc":
-        raise UserError(f"CMB's lists for {source} index an unsorted folder and cannot be read; draw them")
-    ids = read_ids(fetch("train_aug.txt"))
-    path = fetch(f"split_{seed}.pkl")
-    order = read_permutation(path)
+def listed(path: Path) -> tuple[str, ...]:
+    """Read the ids of a published list: a line an image, which is an id, a path, or a pair of paths.
+
+    The id is the first path's file name without suffix, for Cityscapes without ``_leftImg8bit``.
+    """
+    first = (line.split()[0] for line in read_lines(path))
+    return tuple(PurePosixPath(each).stem.removesuffix("_leftImg8bit") for each in first)
+
+
+def _permuted(names: Path, permutation: Path) -> tuple[str, ...]:
+    """Read a list in the order of a pickled permutation of its lines."""
+    ids, order = read_ids(names), read_permutation(permutation)
     if len(order) != len(ids):
-        raise UserError(f"{path}: orders {len(order)} images, train_aug.txt has {len(ids)}")
+        raise UserError(f"{permutation}: orders {len(order)} images, {names} has {len(ids)}")
     return tuple(ids[place] for place in order)
 
 
-FAMILIES = {"dcc": dcc, "cmb": cmb}
-
-
 def read_permutation(path: Path) -> list[int]:
-    """A pickled numpy array that is a permutation of 0 … n-1; no code of the pickle's is run.
+    """Read a pickled numpy array that is a permutation of 0 … n-1; no code of the pickle is run.
 
     Raises UserError for a pickle that asks for anything but an array of numbers.
     """

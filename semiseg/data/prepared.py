@@ -1,35 +1,59 @@
-"""A prepared dataset on disk: images, masks, lists of ids, and a manifest that says it is whole."""
+"""A prepared dataset on disk: images, masks, lists of ids, a list of its files, and a manifest.
+
+The manifest is written last: a folder that has one is whole. ``files.txt`` names every other file with a
+digest of what it holds, for an image or a mask of its decoded pixels: that is what training sees, while a PNG
+encoder of another version writes other bytes for the same mask. What ``files.txt`` does not name was not
+written by this suite, and is neither replaced nor removed.
+"""
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Dataset, canonical
-from semiseg.data.decoding import IGNORE, decode_image, decode_mask
+from semiseg.base.labels import IGNORE
+from semiseg.base.parallel import mapped
+from semiseg.base.parameters import Dataset
+from semiseg.data.contents import Pair, content, file_sha256
+from semiseg.data.decoding import decode_mask
 from semiseg.data.splits import digest, read_ids
 
 MANIFEST = "manifest.json"
+FILES = "files.txt"
 VOID = "(ignored)"  # pixels of 255, in the manifest
-KEYS = {"counts", "digest", "layout", "source", "config"}  # of the manifest, that are read again
+KEYS = {"counts", "digest", "layout", "masks", "occurs", "pixels", "source", "config"}  # that are read again
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a dataset's files lie in its folder."""
+    """Where the files of a dataset lie in its folder."""
 
     images: str = "images"
     masks: str = "masks"
     lists: str = "."
     image_suffix: str = ".jpg"
+    other_suffixes: Mapping[str, str] = field(default_factory=dict)  # by id, of images with another one
+
+    def image(self, identifier: str) -> str:
+        """Path of an image in the dataset's folder."""
+        return f"{self.images}/{identifier}{self.other_suffixes.get(identifier, self.image_suffix)}"
+
+    def mask(self, identifier: str) -> str:
+        """Path of a mask in the dataset's folder."""
+        return f"{self.masks}/{identifier}.png"
+
+    def list(self, listed: str) -> str:
+        """Path of the list train, val or test in the dataset's folder."""
+        return (Path(self.lists) / f"{listed}.txt").as_posix()
 
 
 VOC = Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
@@ -43,34 +67,47 @@ class PreparedDataset:
     folder: Path
     classes: tuple[str, ...]
     layout: Layout
-    digest: str  # sha256 over ids and label files
+    digest: str  # sha256 of files.txt, and so of ids, images and masks
 
     def ids(self, listed: str) -> tuple[str, ...]:
-        """The ids of the list train, val or test. Raises UserError where there is no such list."""
-        path = self.folder / self.layout.lists / f"{listed}.txt"
+        """The ids of the list train, val or test. Raises UserError if there is no such list."""
+        path = self.folder / self.layout.list(listed)
         try:
             return read_ids(path)
         except FileNotFoundError:
             raise UserError(f"{path}: this dataset has no such list of images") from None
 
+    def by_mask(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Training ids with a mask, and those without."""
+        ids, files = self.ids("train"), read_files(self.folder)
+        masked = {each for each in ids if self.layout.mask(each) in files}
+        return tuple(each for each in ids if each in masked), tuple(
+            each for each in ids if each not in masked
+        )
+
     def image_path(self, identifier: str) -> Path:
-        return self.folder / self.layout.images / f"{identifier}{self.layout.image_suffix}"
+        """File of an image."""
+        return self.folder / self.layout.image(identifier)
 
     def mask_path(self, identifier: str) -> Path:
-        return self.folder / self.layout.masks / f"{identifier}.png"
+        """File of a mask; training images may have none."""
+        return self.folder / self.layout.mask(identifier)
 
 
 def open_dataset(name: str, config: Dataset) -> PreparedDataset:
-    """The prepared dataset ``name``. Raises UserError with the command that prepares it otherwise."""
+    """Open the prepared dataset ``name``. Raises UserError with the command that prepares it if need be."""
     folder = paths.dataset(name)
     manifest = read_manifest(folder)
-    remedy = f"prepare it with: python pipeline/download.py {name}"
     if manifest is None:
-        raise UserError(f"{folder}: dataset '{name}' is not prepared; {remedy}")
+        raise UserError(f"{folder}: dataset '{name}' is not prepared; {remedy(name)}")
     if manifest["config"] != _prepared_from(config):
-        raise UserError(f"{folder}: prepared from other settings than params.yaml has now; {remedy}")
-    layout = Layout(**manifest["layout"])
-    return PreparedDataset(name, folder, config.classes, layout, manifest["digest"])
+        raise UserError(f"{folder}: prepared from other settings than params.yaml has now; {remedy(name)}")
+    return PreparedDataset(name, folder, config.classes, Layout(**manifest["layout"]), manifest["digest"])
+
+
+def remedy(name: str) -> str:
+    """What to do where a dataset is not prepared, or no longer as it was."""
+    return f"prepare it with: python pipeline/download.py {name}"
 
 
 def is_prepared(name: str, config: Dataset) -> bool:
@@ -80,7 +117,10 @@ def is_prepared(name: str, config: Dataset) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder; None where there is none, for it is written last."""
+    """Read the manifest of a prepared folder; None if there is none, for it is written last.
+
+    Raises UserError for a file that is no manifest, or one of an older revision of this suite.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -89,14 +129,60 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
-        raise UserError(f"{path}: not a dataset's manifest; remove {folder} and prepare it again")
+        raise UserError(
+            f"{path}: not a dataset's manifest as this revision writes it; move {folder} away, then prepare "
+            "the dataset again"
+        )
     return manifest
 
 
-def check_published(listed: str, ids: Collection[str], count: int, sha256: str) -> None:
-    """Raises UserError unless the list ``listed`` holds the ids that were published.
+def read_files(folder: Path) -> dict[str, str]:
+    """Read which files were prepared in ``folder``: by their path in it, each with its digest (hex).
 
-    ``sha256``: of the sorted ids, one a line (``LC_ALL=C sort | sha256sum``).
+    Raises UserError for a list that is broken, or that names a file outside ``folder``.
+    """
+    path = folder / FILES
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        files = {name: sha256 for sha256, name in (line.split(" ", 1) for line in lines)}
+    except ValueError:
+        files = {"..": ""}
+    if any(name.startswith("/") or ".." in name.split("/") for name in files):
+        raise UserError(f"{path}: not a list of prepared files; move {folder} away and prepare it again")
+    return files
+
+
+def check_scored(dataset: PreparedDataset, listed: str) -> None:
+    """Raise UserError unless the list ``listed`` is there and a pixel of it can be scored."""
+    manifest = read_manifest(dataset.folder) or {}
+    if listed not in manifest["pixels"]:
+        raise UserError(
+            f"{dataset.folder}: there is no list '{listed}' to be scored on; add {listed}.txt to it, "
+            f"or let its evaluate in params.yaml name one of {', '.join(manifest['pixels'])}"
+        )
+    if not _labelled_pixels(manifest["pixels"][listed]):
+        raise UserError(
+            f"{dataset.folder}: every pixel of '{listed}' is {IGNORE}, which is not scored; correct its masks"
+        )
+
+
+def check_labelled(dataset: PreparedDataset, ids: Iterable[str]) -> None:
+    """Raise UserError unless a mask of ``ids`` has a labelled pixel; reads masks until one has."""
+    for each in ids:
+        if (decode_mask(dataset.mask_path(each), None, len(dataset.classes)) != IGNORE).any():
+            return
+    raise UserError(
+        f"{dataset.folder}: every pixel of the labelled images is {IGNORE}, so there is nothing to learn "
+        "from; correct their masks"
+    )
+
+
+def check_published(listed: str, ids: Collection[str], count: int, sha256: str) -> None:
+    """Raise UserError unless the list ``listed`` holds the ids that were published.
+
+    ``sha256`` is that of the sorted ids, one a line (``LC_ALL=C sort | sha256sum``).
     """
     if len(ids) != count:
         raise UserError(f"{listed} has {len(ids)} images, {count} were published")
@@ -105,44 +191,103 @@ def check_published(listed: str, ids: Collection[str], count: int, sha256: str) 
 
 
 def write_manifest(
-    folder: Path, config: Dataset, layout: Layout, lists: tuple[str, ...], source: Mapping[str, Any]
+    folder: Path,
+    config: Dataset,
+    layout: Layout,
+    lists: tuple[str, ...],
+    source: Mapping[str, Any],
+    originals: Mapping[str, Path] | None = None,
 ) -> None:
-    """Check every listed file, then write manifest.json: counts, pixels of each class, a digest, origin.
+    """Check every listed file, then write files.txt and manifest.json into ``folder``.
 
-    The digest goes over ids and labels.
-    ``source`` is what the dataset's own source has to say of it. Call it last: the manifest is the sign
-    that everything else is there. An image of the list train may lack its mask: it can be unlabelled. Raises
-    UserError naming an image or a mask that training could not read.
+    The manifest has counts, pixels and images of each class, the digest, and what ``source`` says of the
+    origin. Call it last: it is the sign that everything else is there. An image of the list train may lack
+    its mask. ``originals`` are the user's files that those in ``folder`` are copies of, for messages. Raises
+    UserError naming an image or a mask that training could not read, and for masks that cannot train or be
+    scored: without a labelled pixel, or with a single class in all of them.
     """
-    sha256, counts, pixels = hashlib.sha256(), {}, {}
+    classes = len(config.classes)
+    named: dict[str, str] = {}
+    counts, masks, pixels, occurs = {}, {}, {}, {}
     for listed in lists:
-        ids = read_ids(folder / layout.lists / f"{listed}.txt")
-        counts[listed] = len(ids)
-        histogram = np.zeros(256, dtype=np.int64)
+        ids = read_ids(folder / layout.list(listed))
+        named[layout.list(listed)] = file_sha256(folder / layout.list(listed))
+        pairs = []
         for each in ids:
-            sha256.update(f"{listed}:{each}\n".encode())
-            image = decode_image(folder / layout.images / f"{each}{layout.image_suffix}")
-            mask = folder / layout.masks / f"{each}.png"
-            if mask.exists() or listed != "train":
-                values = decode_mask(mask, image.shape[:2], len(config.classes))
-                histogram += np.bincount(values.ravel(), minlength=256)
-                sha256.update(mask.read_bytes())
-        named = dict(zip(config.classes, histogram.tolist(), strict=False))
-        pixels[listed] = {**named, VOID: int(histogram[IGNORE])}
+            mask = folder / layout.mask(each)
+            pairs.append(
+                Pair(
+                    folder / layout.image(each), mask if mask.exists() or listed != "train" else None, classes
+                )
+            )
+        histogram, images = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
+        for each, found in zip(ids, mapped(content, pairs, f"check {listed}"), strict=True):
+            if found.problems:
+                raise UserError(_of_original(found.problems[0], folder, each, layout, originals or {}))
+            named[layout.image(each)] = str(found.image)
+            if found.mask is not None:
+                named[layout.mask(each)] = found.mask
+            histogram += found.histogram
+            images += found.histogram > 0
+        counts[listed], masks[listed] = len(ids), sum(pair.mask is not None for pair in pairs)
+        pixels[listed], occurs[listed] = _by_class(config, histogram), _by_class(config, images)
+    _check_masks(str(source.get("path", folder)), config, pixels)
+    text = "".join(f"{sha256} {name}\n" for name, sha256 in sorted(named.items()))
     manifest = {
         "counts": counts,
+        "masks": masks,  # images that have one
         "classes": config.classes,
         "pixels": pixels,
-        "digest": sha256.hexdigest(),
+        "occurs": occurs,  # images with at least one pixel of the class
+        "digest": hashlib.sha256(text.encode()).hexdigest(),
         "layout": asdict(layout),
         "source": dict(source),
         "versions": {package: version(package) for package in ("numpy", "pillow")},
         "config": _prepared_from(config),
     }
+    write_text(folder / FILES, text)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _of_original(
+    problem: str, folder: Path, identifier: str, layout: Layout, originals: Mapping[str, Path]
+) -> str:
+    """The message about a copy, about the user's own file instead."""
+    for name in (layout.image(identifier), layout.mask(identifier)):
+        problem = problem.replace(str(folder / name), str(originals.get(name, folder / name)))
+    return problem
+
+
+def _by_class(config: Dataset, values: NDArray[np.int64]) -> dict[str, int]:
+    named = dict(zip(config.classes, values.tolist(), strict=False))
+    return {**named, VOID: int(values[IGNORE])}
+
+
+def _labelled_pixels(pixels: Mapping[str, int]) -> int:
+    return sum(count for name, count in pixels.items() if name != VOID)
+
+
+def _check_masks(place: str, config: Dataset, pixels: Mapping[str, Mapping[str, int]]) -> None:
+    """Refuse masks that cannot train or be scored; ``place`` is the folder that messages name."""
+    for listed, counts in pixels.items():
+        if not _labelled_pixels(counts):
+            raise UserError(
+                f"{place}: no mask of the list '{listed}' has a pixel that is not {IGNORE}, so there is "
+                "nothing to learn from or to score; correct the masks"
+            )
+    present = [name for name in config.classes if any(counts[name] for counts in pixels.values())]
+    if len(present) == 1:
+        said = f"{place}: the masks hold one class alone, {config.classes.index(present[0])} ('{present[0]}')"
+        if any(counts[VOID] for counts in pixels.values()):
+            raise UserError(
+                f"{said}, and {IGNORE}, which means 'not labelled'; if {IGNORE} stands for a class, store "
+                "that class by its place in the dataset's classes in params.yaml"
+            )
+        raise UserError(f"{said}, so there is nothing to tell apart; correct the masks")
 
 
 def _prepared_from(config: Dataset) -> dict[str, Any]:
     """The settings that preparing depends on, as JSON gives them back."""
-    tree: dict[str, Any] = json.loads(canonical(config))
-    return {key: tree[key] for key in ("source", "classes", "options")}
+    settings = {"source": config.source, "classes": config.classes, "options": dict(config.options)}
+    tree: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return tree

@@ -1,25 +1,35 @@
-"""Decoded files as tensors."""
+"""Prepared files as tensors."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from semiseg.base.errors import UserError
 from semiseg.data.decoding import decode_image, decode_mask
+
+# Preparing a dataset again mends whatever has changed since.
+REMEDY = "prepare the dataset again: python pipeline/download.py <its name>"
 
 
 def read_image(path: Path) -> Tensor:
-    """An image as RGB (3, H, W) uint8. Raises UserError naming a file that cannot be decoded.
+    """Read a prepared image as RGB (3, H, W) uint8, channels last in memory, which resizes fastest.
 
-    Its channels are last in memory, as they are decoded, and as resizing is fastest.
+    Raises UserError naming a file that cannot be decoded.
     """
-    return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
+    try:
+        return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY}") from None
 
 
 def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
-    """A mask of class ids (H, W) uint8 of an image (3, H, W).
+    """Read the prepared mask of ``image`` (3, H, W) as class ids (H, W) uint8.
 
-    Raises UserError naming a file that cannot be decoded, whose size is not ``image``'s, or that holds a
-    value that is neither a class nor 255.
+    Raises UserError naming a file that cannot be decoded, whose size is not that of ``image``, or that holds
+    a value that is neither a class nor 255.
     """
-    return torch.from_numpy(decode_mask(path, (image.shape[-2], image.shape[-1]), num_classes))
+    try:
+        return torch.from_numpy(decode_mask(path, (image.shape[-2], image.shape[-1]), num_classes))
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY}") from None

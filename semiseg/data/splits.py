@@ -1,9 +1,10 @@
 """Splits: which training images are labelled, as text files of ids."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
@@ -18,20 +19,25 @@ class Split:
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     sha256: str  # of the file labelled.txt
-    labelled_sha256: str  # of the labelled ids alone, see digest
+    labelled_sha256: str  # of the labelled ids in their order, see digest
+
+    @property
+    def labelled_set_sha256(self) -> str:
+        """Digest of the labelled ids whatever their order: equal for lists of the same images."""
+        return digest(sorted(self.labelled))
 
 
 def digest(ids: Iterable[str]) -> str:
-    """sha256 (hex) of ids, one a line, in their order: ``grep -v '^#' labelled.txt | sha256sum``."""
+    """sha256 (hex) of ids, one a line, in their order: ``grep -v '^# ' labelled.txt | sha256sum``."""
     return hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
 
 
 def draw(ids: Iterable[str], count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Choose ``count`` labelled ids; returns (labelled, unlabelled), in the order of the draw.
 
-    The order is that of sha256("<seed>:<id>"): the same on every platform and for every order of ``ids``, and
-    a larger count holds the smaller one. Raises ValueError for a count outside [1, number of ids] or an id
-    that stands twice.
+    The order is that of sha256("<seed>:<id>"), the same on every platform and for every order of ``ids``; a
+    larger count includes a smaller one. Raises ValueError for a count outside [1, number of ids] or a
+    repeated id.
     """
     ordered = sorted(ids, key=lambda each: hashlib.sha256(f"{seed}:{each}".encode()).hexdigest())
     if len(set(ordered)) != len(ordered):
@@ -46,8 +52,7 @@ def write(
 ) -> Split:
     """Draw a split of ``dataset``'s training ``ids`` and write labelled.txt and unlabelled.txt.
 
-    Images ``without_mask`` are unlabelled in any case. Raises UserError where ``count`` images are not to be
-    had.
+    Images ``without_mask`` are always unlabelled. Raises UserError if there are fewer than ``count`` ids.
     """
     try:
         labelled, unlabelled = draw(ids, count, seed)
@@ -60,9 +65,9 @@ def write(
 def write_lists(
     name: str, seed: int, origin: str, labelled: tuple[str, ...], unlabelled: tuple[str, ...]
 ) -> Split:
-    """Write labelled.txt and unlabelled.txt, which begin with ``origin``, count and digest.
+    """Write labelled.txt and unlabelled.txt, each headed by ``origin``, its count and its digest.
 
-    Where every image is labelled, the unlabelled list holds them all too: the papers' full setting.
+    If every image is labelled, the unlabelled list holds them all as well: the papers' full setting.
     """
     folder = paths.split(name, seed)
     for file, listed in (("labelled", labelled), ("unlabelled", unlabelled or labelled)):
@@ -74,7 +79,7 @@ def write_lists(
 def read(name: str, seed: int) -> Split:
     """Read a written split.
 
-    Raises UserError with the command that writes it when it is absent, broken, or not as it was written.
+    Raises UserError with the command that writes it if it is absent, broken or edited.
     """
     folder = paths.split(name, seed)
     labelled, unlabelled = folder / "labelled.txt", folder / "unlabelled.txt"
@@ -90,7 +95,7 @@ def read(name: str, seed: int) -> Split:
 
 
 def _read_list(path: Path) -> tuple[str, ...]:
-    """The ids of a list that says in its first line which digest they have."""
+    """Read a list and compare its ids with the digest in its first line."""
     ids = read_ids(path)
     if not ids:
         raise UserError(f"{path}: a list without an id")
@@ -102,12 +107,39 @@ def _read_list(path: Path) -> tuple[str, ...]:
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """The ids of a text file, one a line; lines that start with # are comments.
+    """Read a list of image ids, one a line.
 
-    Raises FileNotFoundError, or UserError for a file that is not text.
+    Raises FileNotFoundError, or UserError for a file that is not text in UTF-8, and for an id that is
+    repeated, begins with ``#``, or is not the plain path of a file below a folder.
+    """
+    ids = read_lines(path)
+    for each in ids:
+        if each.startswith("#"):
+            raise UserError(
+                f"{path}: '{each}' begins with '#', which begins a comment; put a blank behind the '#' of a "
+                "comment, or rename the image"
+            )
+        if not each.isprintable():
+            raise UserError(f"{path}: {each!r} holds a character that cannot be seen; rename the image")
+        place = PurePosixPath(each)
+        if str(place) != each or place.is_absolute() or ".." in place.parts:
+            raise UserError(f"{path}: '{each}' is not the plain path of an image below a folder; correct it")
+    if len(set(ids)) < len(ids):
+        twice = next(each for each, count in Counter(ids).items() if count > 1)
+        raise UserError(f"{path}: '{twice}' is listed twice; list each image once")
+    return ids
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Read the lines of a text file in UTF-8, stripped, without blank ones and comments (``# …``).
+
+    A byte-order mark is dropped. Raises FileNotFoundError, or UserError for a file that is not such text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file of ids") from None
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path}: not a text file in UTF-8; save it as one")
+    lines = (line.strip() for line in text.split("\n"))
+    return tuple(line for line in lines if line and line != "#" and not line.startswith("# "))

@@ -1,33 +1,42 @@
 """A prepared dataset, read again from its files."""
 
-import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
-from semiseg.base.errors import UserError
-from semiseg.data.decoding import decode_image, decode_mask
-from semiseg.data.prepared import PreparedDataset, read_manifest
+from semiseg.base.parallel import mapped
+from semiseg.data import replacing
+from semiseg.data.contents import Pair, content, file_sha256
+from semiseg.data.prepared import FILES, PreparedDataset, read_files
 
 
-def problems(dataset: PreparedDataset) -> Iterator[str]:
-    """A line for each bad file: an image that does not open, a mask that is missing where it must be there,
-    cannot be read, has another size than its image or a value that is no class; and one for a dataset that
-    is no longer what its manifest says."""
-    manifest = read_manifest(dataset.folder) or {}
-    sha256, broken = hashlib.sha256(), False
-    for listed, count in manifest["counts"].items():
-        ids = dataset.ids(listed)
-        if len(ids) != count:
-            yield f"{dataset.folder}: {listed} has {len(ids)} images, the manifest says {count}"
-        for each in ids:
-            sha256.update(f"{listed}:{each}\n".encode())
-            mask = dataset.mask_path(each)
-            try:
-                image = decode_image(dataset.image_path(each))
-                if mask.exists() or listed != "train":
-                    decode_mask(mask, image.shape[:2], len(dataset.classes))
-                    sha256.update(mask.read_bytes())
-            except UserError as error:
-                broken = True
-                yield str(error)
-    if not broken and sha256.hexdigest() != manifest["digest"]:
-        yield f"{dataset.folder}: its ids or masks are not those that were prepared"
+def changed(dataset: PreparedDataset) -> Iterator[str]:
+    """Yield a line for each list, image and mask that is gone, cannot be read, or holds something else."""
+    folder, layout, files = dataset.folder, dataset.layout, read_files(dataset.folder)
+    if not files or file_sha256(folder / FILES) != dataset.digest:
+        yield f"{folder / FILES}: not the list of files that was prepared"
+        return
+    images = [name for name in files if name.startswith(f"{layout.images}/")]
+    masks = [layout.mask(name[len(layout.images) + 1 :].removesuffix(Path(name).suffix)) for name in images]
+    for name in sorted(files.keys() - {*images, *masks}):
+        if not (folder / name).is_file():
+            yield f"{folder / name}: not there any more"
+        elif file_sha256(folder / name) != files[name]:
+            yield f"{folder / name}: not the list of ids that was prepared"
+    pairs = [
+        Pair(folder / image, folder / mask if mask in files else None, len(dataset.classes))
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    names = zip(images, masks, strict=True)
+    for (image, mask), found in zip(names, mapped(content, pairs, f"read {folder}"), strict=True):
+        yield from found.problems
+        for name, sha256 in ((image, found.image), (mask, found.mask)):
+            if sha256 is not None and sha256 != files[name]:
+                yield f"{folder / name}: its pixels are not those that were prepared"
+
+
+def foreign(dataset: PreparedDataset) -> list[str]:
+    """A line for each file in the dataset's folder that was not prepared."""
+    return [
+        f"{dataset.folder / name}: not among the prepared files; move it away"
+        for name in replacing.foreign(dataset.folder)
+    ]

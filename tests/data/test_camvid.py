@@ -64,9 +64,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_release_is_prepared() -> None:
     archive = pack({**release(), "Models/net.prototxt": b"other"})
-    said = sources.prepare("camvid", CAMVID)
-    assert said == "data/camvid: 367 train, 101 val, 233 test images, 11 classes"
-    dataset = prepared.open_dataset("camvid", CAMVID)
+    dataset = sources.prepare("camvid", CAMVID)
     assert [len(dataset.ids(listed)) for listed in ("train", "val", "test")] == [367, 101, 233]
     assert dataset.image_path("val_00000").suffix == ".png"
     with Image.open(dataset.mask_path("train_00366")) as mask:
@@ -77,6 +75,7 @@ def test_the_release_is_prepared() -> None:
         "train.txt",
         "val.txt",
         "test.txt",
+        "files.txt",
         "manifest.json",
     }
     source = json.loads(Path("data/camvid/manifest.json").read_text())["source"]

@@ -9,6 +9,7 @@ from PIL import Image
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources
+from semiseg.data.families import FAMILIES
 from semiseg.data.sources import voc
 from tests import releases
 from tests.releases import Files, Server
@@ -19,7 +20,6 @@ VOC = parameters.Dataset(
     background=0,
     options=releases.published(releases.TRAIN, releases.VOC_VAL),
 )
-ROOT = Path(__file__).parents[2]
 TOP = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
 
@@ -31,6 +31,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
     with releases.serving() as serving:
         serving.files = releases.voc_archives()
+        monkeypatch.setattr(voc, "DOWNLOADS", serving.downloads())
         yield serving
 
 
@@ -47,9 +48,8 @@ def values(path: Path) -> list[list[int]]:
 
 
 def test_the_two_releases_are_prepared(server: Server) -> None:
-    said = sources.prepare("voc", VOC, server.downloads())
-    assert said == "data/voc: 6 train, 2 val images, 21 classes"
-    dataset = prepared.open_dataset("voc", VOC)
+    dataset = sources.prepare("voc", VOC)
+    assert dataset == prepared.open_dataset("voc", VOC)
     assert list(dataset.ids("train")) == releases.TRAIN
     assert list(dataset.ids("val")) == releases.VOC_VAL
     for each in releases.VOC_TRAIN + releases.VOC_VAL:  # SBD has two of these: VOC's own are used
@@ -60,6 +60,7 @@ def test_the_two_releases_are_prepared(server: Server) -> None:
         "JPEGImages",
         "SegmentationClass",
         "ImageSets",
+        "files.txt",
         "manifest.json",
     }
     assert sorted(path.stem for path in Path("data/voc/JPEGImages").iterdir()) == sorted(
@@ -68,7 +69,7 @@ def test_the_two_releases_are_prepared(server: Server) -> None:
 
 
 def test_the_manifest_tells_pixels_and_archives(server: Server) -> None:
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     manifest = prepared.read_manifest(Path("data/voc"))
     assert manifest is not None
     masks = [releases.mask_of(each) for each in releases.VOC_VAL]
@@ -85,24 +86,26 @@ def test_archives_in_the_folder_need_no_network(server: Server, monkeypatch: pyt
     monkeypatch.setenv("SEMISEG_ARCHIVES", "mine")
     for name, content in server.files.items():
         Path("mine", name).write_bytes(content)
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     assert server.asked == []
     Path("mine", voc.SBD_ARCHIVE).write_bytes(b"x" * len(server.files[voc.SBD_ARCHIVE]))
     with pytest.raises(UserError, match=rf"mine/{voc.SBD_ARCHIVE}: its md5 is .*, expected .*; remove it"):
-        sources.prepare("again", VOC, server.downloads())
+        sources.prepare("again", VOC)
 
 
 def test_the_published_ids_are_the_default(server: Server) -> None:
     assert (voc.Config().train, voc.Config().val) == (10582, 1449)
-    cmb = parameters.load(ROOT / "params.yaml").families["cmb"]  # its train_aug.txt is sorted
-    assert voc.Config().train_sha256 == cmb.sha256["train_aug.txt"]
+    names = FAMILIES["cmb"].names  # a sorted list
+    assert names is not None
+    assert voc.Config().train_sha256 == names.sha256
     with pytest.raises(UserError, match=r"train has 6 images, 10582 were published"):
-        sources.prepare("voc", parameters.Dataset("voc", VOC.classes), server.downloads())
+        sources.prepare("voc", parameters.Dataset("voc", VOC.classes))
     assert not Path("data/voc").exists()
 
 
-def test_the_first_mirror_may_be_down(server: Server) -> None:
-    sources.prepare("voc", VOC, server.downloads("/gone"))
+def test_the_first_mirror_may_be_down(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voc, "DOWNLOADS", server.downloads("/gone"))
+    sources.prepare("voc", VOC)
     assert server.asked == [
         (name, 0) for file in (voc.VOC_ARCHIVE, voc.SBD_ARCHIVE) for name in (f"gone/{file}", file)
     ]
@@ -110,18 +113,18 @@ def test_the_first_mirror_may_be_down(server: Server) -> None:
 
 def test_a_download_that_is_cut_off_goes_on(server: Server) -> None:
     server.cuts[voc.VOC_ARCHIVE] = [1000, 500]
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     assert server.asked[:3] == [(voc.VOC_ARCHIVE, start) for start in (0, 1000, 1500)]
 
 
 def test_the_next_start_goes_on_where_one_was_cut_off(server: Server) -> None:
     server.cuts[voc.VOC_ARCHIVE] = [1000, 0]  # then nothing comes any more
     with pytest.raises(UserError, match=r"cut off at 1000 of \d+ bytes") as refusal:
-        sources.prepare("voc", VOC, server.downloads())
+        sources.prepare("voc", VOC)
     assert "\n" not in str(refusal.value)
     assert data_files() == [f"data/archives/.{voc.VOC_ARCHIVE}.partial"]
     server.asked.clear()
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     assert server.asked[0] == (voc.VOC_ARCHIVE, 1000)
     assert not any(file.endswith(".partial") for file in data_files())
 
@@ -129,30 +132,28 @@ def test_the_next_start_goes_on_where_one_was_cut_off(server: Server) -> None:
 def test_a_server_without_ranges_begins_anew(server: Server) -> None:
     server.cuts[voc.VOC_ARCHIVE] = [1000]
     server.whole.add(voc.VOC_ARCHIVE)
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     assert Path("data/archives", voc.VOC_ARCHIVE).read_bytes() == server.files[voc.VOC_ARCHIVE]
 
 
 def test_a_beginning_of_another_file_is_thrown_away(server: Server) -> None:
     Path("data/archives").mkdir(parents=True)
     Path("data/archives", f".{voc.VOC_ARCHIVE}.partial").write_bytes(b"of an older release")
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     assert server.asked[:2] == [(voc.VOC_ARCHIVE, 19), (voc.VOC_ARCHIVE, 0)]
 
 
 def test_a_file_of_another_size_is_refused_before_it_is_read(server: Server) -> None:
-    downloads = server.downloads()
     server.files[voc.VOC_ARCHIVE] += b"more"
     with pytest.raises(UserError, match=r"it has \d+ bytes, expected \d+\); put VOCtrainval"):
-        sources.prepare("voc", VOC, downloads)
+        sources.prepare("voc", VOC)
     assert data_files() == []
 
 
 def test_a_wrong_digest_is_refused(server: Server) -> None:
-    downloads = server.downloads()
     server.files[voc.SBD_ARCHIVE] = b"\0" * len(server.files[voc.SBD_ARCHIVE])
     with pytest.raises(UserError, match=r"benchmark\.tgz \(its md5 is [0-9a-f]{32}, expected [0-9a-f]{32}\)"):
-        sources.prepare("voc", VOC, downloads)
+        sources.prepare("voc", VOC)
     assert data_files() == [f"data/archives/{voc.VOC_ARCHIVE}"]
 
 
@@ -160,7 +161,7 @@ def test_a_full_disk_leaves_nothing(server: Server) -> None:
     Path("data/archives").mkdir(parents=True)
     Path("data/archives", f".{voc.VOC_ARCHIVE}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        sources.prepare("voc", VOC, server.downloads())
+        sources.prepare("voc", VOC)
     assert data_files() == []
 
 
@@ -234,17 +235,18 @@ BAD: dict[str, tuple[Callable[[], Files], str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_archives_are_refused_in_one_line_and_leave_the_data_as_they_were(
-    bad: str, server: Server
+    bad: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources.prepare("voc", VOC, server.downloads())
+    sources.prepare("voc", VOC)
     files, words = BAD[bad]
     server.files |= files()
+    monkeypatch.setattr(voc, "DOWNLOADS", server.downloads())
     for archive in Path("data/archives").iterdir():
         archive.unlink()
     before = {path: Path(path).read_bytes() for path in data_files()}
     other = parameters.Dataset("voc", (*VOC.classes[:-1], "other"), options=VOC.options)  # so it is made anew
     with pytest.raises(UserError, match=words) as refusal:
-        sources.prepare("voc", other, server.downloads())
+        sources.prepare("voc", other)
     assert "\n" not in str(refusal.value)
     after = {path: Path(path).read_bytes() for path in data_files() if not path.startswith("data/archives/")}
     assert after == before

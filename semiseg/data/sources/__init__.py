@@ -1,54 +1,93 @@
 """Where datasets come from: each file has a Config, a REVISION and a function ``prepare``.
 
-``prepare(folder, dataset, options, downloads)`` writes the dataset into the empty ``folder``.
+``prepare(folder, dataset, options)`` writes the dataset into the empty ``folder``.
 """
 
 import importlib
-import shutil
-from collections.abc import Mapping
+import sys
+from pathlib import Path
 
 from filelock import FileLock
 
 from semiseg.base import paths
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.errors import UserError
+from semiseg.base.names import check_name
+from semiseg.base.parameters import Dataset
 from semiseg.base.tree import from_tree
-from semiseg.data import prepared
+from semiseg.data import prepared, replacing, verification
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.sources import folder
 
 
-def prepare(name: str, dataset: Dataset, downloads: Mapping[str, Download] | None = None) -> str:
-    """Prepare the dataset ``name`` in data/<name>, unless it is there already; says what is there.
+def prepare(name: str, dataset: Dataset) -> PreparedDataset:
+    """Prepare the dataset ``name`` in data/<name>, unless it is there as it was prepared.
 
-    ``downloads``: where its archives are fetched and what tells them, by the archive's name. The dataset is
-    made in a folder beside and renamed when whole, so that what is under its name is complete. A second start
-    waits for the first. Raises UserError for options that the source does not know, and what it raises.
+    A dataset that is there is read again: if a file of it has changed, or the settings, the source's revision
+    or a user's own folder have, it is prepared anew. A second start waits for the first. Raises UserError for
+    a name, a folder or options that cannot be used, for a list that cannot be scored, and what the source
+    raises; whatever was in data/<name> is then as it was.
     """
+    check_name("datasets", name)
     target = paths.dataset(name)
     source = importlib.import_module(f"semiseg.data.sources.{dataset.source}")
     options = from_tree(source.Config, dataset.options, f"params.yaml: datasets: {name}: options")
+    _check_apart(dataset, target)
+    replacing.check_folder(paths.DATA)
     paths.DATA.mkdir(exist_ok=True)
     with FileLock(paths.DATA / f".{name}.lock"):
-        if not _is_current(name, dataset, source.REVISION):
-            partial = target.with_name(f".{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                source.prepare(partial, dataset, options, downloads or {})
-                if target.exists():
-                    shutil.rmtree(target)
-                partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+        if not (_is_current(name, dataset, source.REVISION) and _is_sound(name, dataset)):
+            with replacing.replaced(target) as empty:
+                source.prepare(empty, dataset, options)
     found = prepared.open_dataset(name, dataset)
-    manifest = prepared.read_manifest(target)
-    assert manifest is not None
-    counts = ", ".join(f"{count} {listed}" for listed, count in manifest["counts"].items())
-    return f"{found.folder}: {counts} images, {len(found.classes)} classes"
+    prepared.check_scored(found, dataset.evaluate)
+    return found
+
+
+def user_folder(dataset: Dataset) -> Path | None:
+    """The user's own folder that a dataset is made from; None for every other source."""
+    path = dataset.options.get("path") if dataset.source == "folder" else None
+    return None if path is None else Path(str(path)).expanduser()
+
+
+def fingerprint(dataset: Dataset) -> str | None:
+    """sha256 (hex) of names, sizes and times of the files in a user's own folder; None for other sources.
+
+    Cheap: no file is opened. Another fingerprint means that the dataset must be prepared again.
+    """
+    own = user_folder(dataset)
+    return None if own is None else folder.fingerprint(own)
+
+
+def _check_apart(dataset: Dataset, target: Path) -> None:
+    """Refuse a user's folder that is the dataset's own, lies in it or holds it, through links too."""
+    own = user_folder(dataset)
+    if own is None:
+        return
+    real, made = own.resolve(), target.resolve()
+    if real == made or real in made.parents or made in real.parents:
+        raise UserError(
+            f"{own}: your folder and {target}, where the suite keeps its copy, must lie apart; move your "
+            "folder, or give the dataset another name"
+        )
 
 
 def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
-    """Whether it is there, from these settings and by this revision of its source."""
-    if not prepared.is_prepared(name, dataset):
+    """Whether it is there, from these settings and files, by this revision of its source."""
+    try:
+        manifest = prepared.read_manifest(paths.dataset(name))
+    except UserError:  # a broken one; whether it may be replaced is for its list of files to say
         return False
-    manifest = prepared.read_manifest(paths.dataset(name))
-    return manifest is not None and manifest["source"].get("revision") == revision
+    return (
+        manifest is not None
+        and prepared.is_prepared(name, dataset)
+        and manifest["source"].get("revision") == revision
+        and manifest["source"].get("fingerprint") == fingerprint(dataset)
+    )
+
+
+def _is_sound(name: str, dataset: Dataset) -> bool:
+    """Whether every prepared file is as it was; says so on stderr if not."""
+    found = list(verification.changed(prepared.open_dataset(name, dataset)))
+    if found:
+        print(f"{found[0]}; {len(found)} such in all: preparing '{name}' again", file=sys.stderr)
+    return not found

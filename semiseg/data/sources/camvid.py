@@ -4,7 +4,6 @@ It has folders train, val and test beside trainannot, valannot and testannot; in
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from PIL import Image
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.labels import IGNORE
+from semiseg.base.parameters import Dataset
 from semiseg.data import archives
-from semiseg.data.decoding import IGNORE, decode_image, decode_mask
+from semiseg.data.decoding import decode_mask
 from semiseg.data.prepared import Layout, write_manifest
 
 COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
@@ -26,7 +26,7 @@ REPACKED_SHA256 = "7484deee88a49f582dfdad4b8758158224e9045a572965f89abdd877f7f34
 
 COUNTS = {"train": 367, "val": 101, "test": 233}
 VOID = 11
-REVISION = 1  # raised when the same archive comes to be prepared into other files
+REVISION = 1  # raise it when the same archive comes to be prepared into other files
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Config:
     """CamVid has no options."""
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write images/, masks/, train.txt, val.txt, test.txt and the manifest into the empty ``folder``.
 
     The images stay as they are, PNG or JPEG. Raises UserError for an archive that cannot be had, that is not
-    the release, or whose images and masks do not go together.
+    the release, or whose images and masks do not fit each other.
     """
     archive, release = _archive(), folder / "release"
+    archives.check_room(folder, archive)
     archives.unpack(archive, release, "CamVid")
     for part in ("images", "masks"):
         (folder / part).mkdir()
@@ -62,7 +63,10 @@ def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[
         "commit": COMMIT,
         "revision": REVISION,
     }
-    write_manifest(folder, dataset, Layout(image_suffix=suffixes.pop()), tuple(COUNTS), source)
+    try:
+        write_manifest(folder, dataset, Layout(image_suffix=suffixes.pop()), tuple(COUNTS), source)
+    except UserError as error:
+        raise _not_the_release(archive, error) from None
 
 
 def _archive() -> Path:
@@ -76,9 +80,13 @@ def _archive() -> Path:
 def _convert(image: Path, mask: Path, folder: Path, archive: Path) -> None:
     """Move ``image`` to images/ and write its mask, void being 255, to masks/."""
     try:
-        values = decode_mask(mask, decode_image(image).shape[:2], VOID + 1)
+        values = decode_mask(mask, None, VOID + 1)
     except UserError as error:
-        raise UserError(f"{archive}: not the release, remove it and fetch it again ({error})") from None
+        raise _not_the_release(archive, error) from None
     values[values == VOID] = IGNORE
     Image.fromarray(values).save(folder / "masks" / mask.name)
     image.replace(folder / "images" / image.name)
+
+
+def _not_the_release(archive: Path, error: UserError) -> UserError:
+    return UserError(f"{archive}: not the release, remove it and fetch it again ({error})")

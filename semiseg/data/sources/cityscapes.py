@@ -1,14 +1,13 @@
 """Cityscapes (Cordts et al., 2016): 19 classes, 2048x1024.
 
-Its archives are given to those who have an account: they are found in the archives folder, or fetched through
-cityscapesScripts, which is no dependency of this project.
+Its archives need an account: they are found in the archives folder, or fetched through cityscapesScripts,
+which is no dependency of this project.
 """
 
 import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,14 +18,21 @@ from PIL import Image
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.labels import IGNORE
+from semiseg.base.parallel import mapped
+from semiseg.base.parameters import Dataset
 from semiseg.data import archives
-from semiseg.data.decoding import IGNORE, decode_image, decode_mask
+from semiseg.data.archives import Download
+from semiseg.data.decoding import decode_mask
 from semiseg.data.prepared import Layout, check_published, write_manifest
 
 IMAGES = "leftImg8bit_trainvaltest.zip"
 MASKS = "gtFine_trainvaltest.zip"
-REVISION = 1  # raised when the same archives come to be prepared into other files
+DOWNLOADS = {  # by the user's account only
+    IMAGES: Download(size=11592327197, md5="0a6e97e94b616a514066c9e2adb0c97f"),
+    MASKS: Download(size=252567705, md5="4237c19de34c8a376e9ba46b495d6f66"),
+}
+REVISION = 1  # raise it when the same archives come to be prepared into other files
 USER, PASSWORD = "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"
 
 # labelIds -> trainIds, from cityscapesScripts 2.3.0: helpers/labels.py. Every other id is ignored.
@@ -68,35 +74,46 @@ class Config:
     val_sha256: str = "73099b252b778d6fa89467ad05a7068b8a6a0f931693f909e1acbf189a36fb52"
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write images/, masks/, train.txt, val.txt and the manifest into the empty ``folder``.
 
     An id is the name of an image without its end: aachen_000000_000019. Raises UserError for an archive that
     cannot be had, is not the release, or lacks a file.
     """
-    found = [_archive(name, downloads.get(name, Download())) for name in (IMAGES, MASKS)]
+    found = [_archive(name) for name in (IMAGES, MASKS)]
     release = folder / "release"
+    archives.check_room(folder, *found)
     archives.unpack(found[0], release / "images", "leftImg8bit", _is_image)
     archives.unpack(found[1], release / "masks", "gtFine", _is_mask)
     for part in ("images", "masks"):
         (folder / part).mkdir()
+    named = f"{found[0]}, {found[1]}: not the releases"
     for listed in ("train", "val"):
         images = sorted((release / "images" / listed).glob("*/*_leftImg8bit.png"))
         ids = [image.name.removesuffix("_leftImg8bit.png") for image in images]
+        masks = [
+            release / "masks" / listed / image.parent.name / f"{each}_gtFine_labelIds.png"
+            for image, each in zip(images, ids, strict=True)
+        ]
+        converted = [(mask, folder / "masks" / f"{each}.png") for mask, each in zip(masks, ids, strict=True)]
         try:
             check_published(listed, ids, getattr(options, listed), getattr(options, f"{listed}_sha256"))
+            for _ in mapped(_convert, converted, f"convert {listed}", " masks"):
+                pass
         except UserError as error:
-            raise UserError(f"{found[0]}: not the release: {error}") from None
+            raise UserError(f"{named} ({error})") from None
         for image, each in zip(images, ids, strict=True):
-            mask = release / "masks" / listed / image.parent.name / f"{each}_gtFine_labelIds.png"
-            _convert(image, mask, folder, each, found)
+            image.replace(folder / "images" / f"{each}.png")
         write_text(folder / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
     shutil.rmtree(release)
     source = {
         "archives": {path.name: {"sha256": archives.digest(path)} for path in found},
         "revision": REVISION,
     }
-    write_manifest(folder, dataset, Layout(image_suffix=".png"), ("train", "val"), source)
+    try:
+        write_manifest(folder, dataset, Layout(image_suffix=".png"), ("train", "val"), source)
+    except UserError as error:
+        raise UserError(f"{named} ({error})") from None
 
 
 def _is_image(member: str) -> bool:
@@ -107,44 +124,38 @@ def _is_mask(member: str) -> bool:
     return member.startswith(("train/", "val/")) and member.endswith("_gtFine_labelIds.png")
 
 
-def _convert(image: Path, mask: Path, folder: Path, identifier: str, found: list[Path]) -> None:
-    """Move an image and write its mask in train ids."""
-    try:
-        values = decode_mask(mask, decode_image(image).shape[:2], LABEL_IDS)
-    except UserError as error:
-        raise UserError(f"{found[0]}, {found[1]}: not the releases ({error})") from None
+def _convert(paths: tuple[Path, Path]) -> None:
+    """Write the mask of the first path to the second, in train ids. Raises UserError if it cannot be read."""
+    values = decode_mask(paths[0], None, LABEL_IDS)
     train_ids = np.full(256, IGNORE, dtype=np.uint8)
     train_ids[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
-    Image.fromarray(train_ids[values]).save(folder / "masks" / f"{identifier}.png")
-    image.replace(folder / "images" / f"{identifier}.png")
+    Image.fromarray(train_ids[values]).save(paths[1])
 
 
-def _archive(name: str, download: Download) -> Path:
-    """The archive on disk, else by the user's account."""
+def _archive(name: str) -> Path:
+    """Find an archive on disk, or fetch it by the user's account."""
     if archives.find(name) is None:
-        _fetch(name, download)
-    return archives.obtain(name, download)
+        _fetch(name, DOWNLOADS[name])
+    return archives.obtain(name, DOWNLOADS[name])
 
 
 def _fetch(name: str, download: Download) -> None:
-    """Fetch ``name`` through cityscapesScripts, which checks its digest and goes on where it stopped.
+    """Fetch ``name`` through cityscapesScripts, which checks its digest and continues where it stopped.
 
-    The account is that of the environment, else the login that cityscapesScripts keeps.
+    The account is that of the environment, or else the login that cityscapesScripts has stored.
     """
     account = os.environ.get(USER), os.environ.get(PASSWORD)
     downloader = _downloader()
     if downloader is None or not (_has_login(downloader) or all(account)):
         raise UserError(
-            f"Cityscapes is given to those who have an account (https://www.cityscapes-dataset.com): "
+            f"Cityscapes needs an account (https://www.cityscapes-dataset.com): "
             f"put {name} into {paths.ARCHIVES}/, or pip install cityscapesScripts and log in with csDownload "
             f"or set {USER} and {PASSWORD}"
         )
     place = paths.ARCHIVES / ".cityscapes.partial"
     place.mkdir(parents=True, exist_ok=True)
     partial = place / name
-    if all(
-        account
-    ):  # what it would ask at the keyboard; no, it shall not store the login, or use a stored one
+    if all(account):  # answers to what it asks at the keyboard; no login is stored, or used if one is
         downloader.appdirs = SimpleNamespace(user_data_dir=lambda *_: str(place / "no login"))  # type: ignore[attr-defined]
         downloader.input = lambda prompt: account[0] if "username" in prompt.lower() else "n"  # type: ignore[attr-defined]
         downloader.getpass = SimpleNamespace(getpass=lambda prompt: account[1])  # type: ignore[attr-defined]

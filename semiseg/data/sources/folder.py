@@ -1,56 +1,89 @@
-"""A folder of one's own: images/, masks/, train.txt, val.txt and, where there is one, test.txt.
+"""A folder of one's own: images/, masks/, train.txt, val.txt and, if there is one, test.txt.
 
-The lists hold ids, one a line: images/<id>.jpg (or .png) and masks/<id>.png, whose values are the places of
-the classes in params.yaml, and 255. An image of train.txt without a mask is never labelled.
+The lists hold ids, one a line: images/<id>.jpg, .jpeg or .png and masks/<id>.png, suffixes in any case. The
+values of a mask are the places of the classes in params.yaml, and 255. An image of train.txt without a mask
+is never labelled.
 """
 
+import hashlib
+import os
 import shutil
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.parallel import mapped
+from semiseg.base.parameters import Dataset
+from semiseg.data.archives import check_room
 from semiseg.data.prepared import Layout, write_manifest
 from semiseg.data.splits import read_ids
 
-REVISION = 1  # raised when the same folder comes to be prepared into other files
-SUFFIXES = (".jpg", ".jpeg", ".png")
+REVISION = 2  # raise it when the same folder comes to be prepared into other files
+LISTS = ("train", "val", "test")
+SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}  # of images, and how their copies end
+# Of masks: only a PNG can be one, but a file of another kind is to be refused rather than overlooked.
+MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class Config:
-    path: str  # the folder, from the project's
+    path: str  # the folder, from the project's; ~ is the user's home
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Copy what is listed into the empty ``folder`` and write the manifest.
 
-    Raises UserError naming a list or a file that is missing, one that cannot be read, and an id that stands
-    twice or in two lists.
+    Raises UserError naming the user's list, image or mask that is missing, ambiguous or cannot be used.
     """
-    own = Path(options.path)
-    lists = _lists(own)
-    suffix = _suffix(own, lists)
-    layout = Layout(image_suffix=suffix)
-    for listed, ids in lists.items():
-        for each in ids:
-            _copy(own, folder, f"{layout.images}/{each}{suffix}")
-            mask = f"{layout.masks}/{each}.png"
-            if listed != "train" or (own / mask).is_file():
-                _copy(own, folder, mask)
-        write_text(folder / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
-    (folder / layout.masks).mkdir(exist_ok=True)
-    try:
-        write_manifest(folder, dataset, layout, tuple(lists), {"path": options.path, "revision": REVISION})
-    except UserError as error:
-        raise UserError(str(error).replace(str(folder), str(own))) from None
+    own = Path(options.path).expanduser()
+    origin = {"path": options.path, "revision": REVISION, "fingerprint": fingerprint(own)}
+    lists = read_lists(own)
+    ids = [each for listed in lists.values() for each in listed]
+    found_images, found_masks = _by_id(own / "images"), _by_id(own / "masks")
+    images = {each: _image(own, each, found_images) for each in ids}
+    masks = {
+        each: mask
+        for listed, names in lists.items()
+        for each in names
+        if (mask := _mask(own, each, found_masks, listed)) is not None
+    }
+    suffixes = {each: SUFFIXES[path.suffix.lower()] for each, path in images.items()}
+    common = Counter(suffixes.values()).most_common(1)[0][0]
+    others = {each: suffix for each, suffix in suffixes.items() if suffix != common}
+    layout = Layout(image_suffix=common, other_suffixes=others)
+    originals = {layout.image(each): path for each, path in images.items()}
+    originals |= {layout.mask(each): path for each, path in masks.items()}
+    check_room(folder, *originals.values())
+    for name in originals:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for _ in mapped(_copy, [(path, folder / name) for name, path in originals.items()], "copy", " files"):
+        pass
+    for listed, names in lists.items():
+        write_text(folder / layout.list(listed), "".join(f"{each}\n" for each in names))
+    files = {path for found in (found_images, found_masks) for paths in found.values() for path in paths}
+    unlisted = sorted(path.relative_to(own).as_posix() for path in files - set(originals.values()))
+    write_manifest(folder, dataset, layout, tuple(lists), {**origin, "unlisted": unlisted}, originals)
 
 
-def _lists(own: Path) -> dict[str, tuple[str, ...]]:
-    lists, seen = {}, dict[str, str]()
-    for listed in ("train", "val", "test"):
+def fingerprint(own: Path) -> str:
+    """sha256 (hex) of names, sizes and times of all that a dataset is made from; no file is opened."""
+    paths = [own / f"{listed}.txt" for listed in LISTS]
+    paths += [path for part in ("images", "masks") for path in _files(own / part)]
+    lines = []
+    for path in paths:
+        if path.exists():
+            found = path.stat()
+            lines.append(f"{found.st_size} {found.st_mtime_ns} {path.relative_to(own).as_posix()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
+
+
+def read_lists(own: Path) -> dict[str, tuple[str, ...]]:
+    """Read train.txt, val.txt and, if there is one, test.txt; an image is in one of them, once."""
+    lists: dict[str, tuple[str, ...]] = {}
+    seen: dict[str, str] = {}
+    for listed in LISTS:
         path = own / f"{listed}.txt"
         if listed == "test" and not path.exists():
             continue
@@ -61,26 +94,57 @@ def _lists(own: Path) -> dict[str, tuple[str, ...]]:
         if not lists[listed]:
             raise UserError(f"{path}: lists no image")
         for each in lists[listed]:
-            place = PurePosixPath(each)
-            if place.is_absolute() or ".." in place.parts:
-                raise UserError(f"{path}: '{each}' is not the name of an image below {own / 'images'}")
             if each in seen:
-                raise UserError(f"{path}: '{each}' stands in {seen[each]} too; an image is in one list, once")
+                raise UserError(f"{path}: '{each}' is listed in {seen[each]} too; list each image once")
             seen[each] = path.name
     return lists
 
 
-def _suffix(own: Path, lists: dict[str, tuple[str, ...]]) -> str:
-    """The one suffix that every listed image has."""
-    first = lists["train"][0]
-    for suffix in SUFFIXES:
-        if (own / "images" / f"{first}{suffix}").is_file():
-            return suffix
-    raise UserError(f"{own / 'images' / first}: no such image, with {', '.join(SUFFIXES)}")
+def _files(folder: Path) -> list[Path]:
+    """Files below ``folder``, links followed, without hidden ones."""
+    return [
+        Path(place, each)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for each in names
+        if not each.startswith(".")
+    ]
 
 
-def _copy(own: Path, folder: Path, name: str) -> None:
-    if not (own / name).is_file():
-        raise UserError(f"{own / name}: not there, but listed")
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(own / name, folder / name)
+def _by_id(folder: Path) -> dict[str, list[Path]]:
+    """Files below ``folder`` by their path in it without suffix."""
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return found
+
+
+def _image(own: Path, identifier: str, found: dict[str, list[Path]]) -> Path:
+    paths = [path for path in found.get(identifier, []) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UserError(
+            f"{own / 'images' / identifier}: listed, but there is no such image with {', '.join(SUFFIXES)} "
+            "(an id has no suffix)"
+        )
+    return _only(paths)
+
+
+def _mask(own: Path, identifier: str, found: dict[str, list[Path]], listed: str) -> Path | None:
+    """The mask of an image; None for one of train without."""
+    paths = [path for path in found.get(identifier, []) if path.suffix.lower() in MASK_SUFFIXES]
+    paths = [path for path in paths if path.suffix.lower() == ".png"] or paths
+    if not paths and listed != "train":
+        raise UserError(
+            f"{own / 'masks' / identifier}.png: not there, but {listed}.txt lists it, and is scored"
+        )
+    return _only(paths) if paths else None
+
+
+def _only(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        one, other = sorted(paths)[:2]
+        raise UserError(f"{one}: {other.name} lies beside it, of the same id; keep one of them")
+    return paths[0]
+
+
+def _copy(paths: tuple[Path, Path]) -> None:
+    shutil.copyfile(*paths)

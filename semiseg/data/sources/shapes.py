@@ -7,7 +7,7 @@ come from integer arithmetic: the same seed gives the same mask on every platfor
 VOC: JPEG images, palette PNG masks with a border of 255.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.labels import IGNORE
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.parameters import Dataset
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, write_manifest
 
@@ -55,7 +55,7 @@ FORMS: dict[str, Callable[[Integers, Integers, int], Mask]] = {
 }
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Draw train and val images into the empty ``folder``. Raises UserError for classes it cannot draw."""
     unknown = [name for name in dataset.classes[1:] if name not in FORMS]
     if unknown:

@@ -1,12 +1,12 @@
 """PASCAL VOC 2012 (Everingham et al.) with the masks of SBD (Hariharan et al., 2011).
 
-Made from the two releases alone: VOC's own masks where VOC has one, SBD's class masks elsewhere. The training
-list is VOC's and SBD's together, without VOC's validation list, which is the one that is scored.
+Made from the two releases alone: VOC's own masks where there are any, SBD's class masks elsewhere. The
+training list is VOC's and SBD's together, without VOC's validation list, which is scored.
 """
 
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,36 @@ from scipy.io.matlab import MatReadError
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Dataset, Download
+from semiseg.base.parallel import mapped
+from semiseg.base.parameters import Dataset
 from semiseg.data import archives
+from semiseg.data.archives import Download
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, check_published, write_manifest
 from semiseg.data.splits import read_ids
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 SBD_ARCHIVE = "benchmark.tgz"
-REVISION = 1  # raised when the same archives come to be prepared into other files
+DOWNLOADS = {
+    VOC_ARCHIVE: Download(
+        (
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "https://data.pjreddie.com/files/VOCtrainval_11-May-2012.tar",
+        ),
+        size=1999639040,
+        md5="6cd6e144f989b92b3379bac3b3de84fd",
+    ),
+    SBD_ARCHIVE: Download(
+        (
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+        ),
+        size=1419539633,
+        md5="82b4d87ceb2ed10f6038a1cba92111cb",
+    ),
+}
+REVISION = 1  # raise it when the same archives come to be prepared into other files
 # What scipy raises for a file that is no MATLAB file, is cut off, or holds something else.
 NO_MASK = (OSError, ValueError, TypeError, KeyError, IndexError, zlib.error, MatReadError)
 
@@ -43,18 +64,18 @@ class Config:
     val_sha256: str = "cdc1326d12f69ce5153aa5da04a4d8783e146868d42d19f82f44e74b97ac907d"
 
 
-def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[str, Download]) -> None:
+def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write the layout of VOC and the manifest into the empty ``folder``.
 
     Raises UserError for an archive that cannot be had, is not the release, or lacks a file that it lists.
     """
-    found = {
-        name: archives.obtain(name, downloads.get(name, Download())) for name in (VOC_ARCHIVE, SBD_ARCHIVE)
-    }
+    found = {name: archives.obtain(name, download) for name, download in DOWNLOADS.items()}
     release = folder / "release"
     voc, sbd = release / "voc", release / "sbd"
+    archives.check_room(folder, *found.values())
     archives.unpack(found[VOC_ARCHIVE], voc, "VOC2012", _of_voc)
     archives.unpack(found[SBD_ARCHIVE], sbd, "dataset", _of_sbd)
+    named = f"{', '.join(map(str, found.values()))}: not the releases"
     try:
         lists = _lists(voc / VOC.lists, sbd)
         for listed, ids in lists.items():
@@ -62,20 +83,19 @@ def prepare(folder: Path, dataset: Dataset, options: Config, downloads: Mapping[
         for part in (VOC.images, VOC.masks):
             (folder / part).mkdir(parents=True)
         for listed, ids in lists.items():
-            for each in ids:
-                _place(each, voc, sbd, folder)
-            write_text(folder / VOC.lists / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
+            write_text(folder / VOC.list(listed), "".join(f"{each}\n" for each in ids))
+            _place(ids, voc, sbd, folder, f"convert {listed}")
+        shutil.rmtree(release)
+        source = {
+            "archives": {path.name: {"sha256": archives.digest(path)} for path in found.values()},
+            "revision": REVISION,
+        }
+        write_manifest(folder, dataset, VOC, tuple(lists), source)
     except FileNotFoundError as error:
         missing = Path(error.filename).relative_to(release)
-        raise UserError(f"{_named(found)}: not the releases: {missing} is not there") from None
+        raise UserError(f"{named}: {missing} is not there") from None
     except UserError as error:
-        raise UserError(f"{_named(found)}: not the releases: {error}") from None
-    shutil.rmtree(release)
-    source = {
-        "archives": {path.name: {"sha256": archives.digest(path)} for path in found.values()},
-        "revision": REVISION,
-    }
-    write_manifest(folder, dataset, VOC, tuple(lists), source)
+        raise UserError(f"{named}: {error}") from None
 
 
 def _of_voc(member: str) -> bool:
@@ -86,32 +106,35 @@ def _of_sbd(member: str) -> bool:
     return member.startswith("cls/") or member in ("train.txt", "val.txt")
 
 
-def _named(found: Mapping[str, Path]) -> str:
-    return ", ".join(map(str, found.values()))
-
-
 def _lists(voc: Path, sbd: Path) -> dict[str, tuple[str, ...]]:
-    """The ids of train and val, sorted."""
+    """Ids of train and val, sorted."""
     val = set(read_ids(voc / "val.txt"))
     train = {*read_ids(voc / "train.txt"), *read_ids(sbd / "train.txt"), *read_ids(sbd / "val.txt")} - val
     return {"train": tuple(sorted(train)), "val": tuple(sorted(val))}
 
 
-def _place(identifier: str, voc: Path, sbd: Path, folder: Path) -> None:
-    """Move an image and its mask to where they are read."""
-    image = Path(VOC.images, f"{identifier}.jpg")
-    mask = Path(VOC.masks, f"{identifier}.png")
-    (voc / image).replace(folder / image)
-    if (voc / mask).is_file():
-        (voc / mask).replace(folder / mask)
-    else:
-        save_mask(read_sbd(sbd / "cls" / f"{identifier}.mat"), folder / mask)
+def _place(ids: Sequence[str], voc: Path, sbd: Path, folder: Path, description: str) -> None:
+    """Move images and VOC's own masks to where they are read; convert SBD's masks."""
+    converted = []
+    for each in ids:
+        (voc / VOC.image(each)).replace(folder / VOC.image(each))
+        if (voc / VOC.mask(each)).is_file():
+            (voc / VOC.mask(each)).replace(folder / VOC.mask(each))
+        else:
+            converted.append((sbd / "cls" / f"{each}.mat", folder / VOC.mask(each)))
+    for _ in mapped(_convert, converted, description, " masks"):
+        pass
+
+
+def _convert(paths: tuple[Path, Path]) -> None:
+    """Write SBD's mask of the first path to the second."""
+    save_mask(read_sbd(paths[0]), paths[1])
 
 
 def read_sbd(path: Path) -> NDArray[np.uint8]:
-    """SBD's class mask (H, W) uint8, background 0: GTcls.Segmentation of a cls/*.mat.
+    """Read SBD's class mask (H, W) uint8, background 0: GTcls.Segmentation of a cls/*.mat.
 
-    Raises FileNotFoundError, or UserError for a file that holds none.
+    Raises FileNotFoundError, or UserError for a file without such a mask.
     """
     try:
         values = loadmat(str(path), appendmat=False)["GTcls"]["Segmentation"][0, 0]

@@ -1,0 +1,44 @@
+"""Progress bars: alive on a terminal, a line now and then in a log file."""
+
+import sys
+from typing import Never, TextIO
+
+from tqdm import tqdm
+
+PAUSE = 30.0  # seconds between two lines of a log file
+
+
+class _Lines:
+    """Turns what tqdm would draw over into lines of their own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def bar(
+    description: str, total: float | None, unit: str, done: int = 0, scale: bool = False
+) -> "tqdm[Never]":
+    """A bar on stderr of ``total`` units, ``done`` of them already; work of less than a second shows none.
+
+    ``scale``: write the numbers with k, M and G.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=done,
+        unit=unit,
+        unit_scale=scale,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+        ncols=None if terminal else 100,
+        mininterval=0.1 if terminal else PAUSE,
+        delay=1.0,
+    )

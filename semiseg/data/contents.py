@@ -1,0 +1,60 @@
+"""What the files of a dataset hold: checked, counted, and known by a digest of their pixels."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.base.errors import UserError
+from semiseg.data.decoding import Pixels, decode_image, decode_mask
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask, to be read; without a mask only the image."""
+
+    image: Path
+    mask: Path | None
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a pair holds; each file that cannot be used is in ``problems`` instead, a line each."""
+
+    image: str | None  # sha256 of the decoded image
+    mask: str | None  # sha256 of the decoded mask
+    histogram: NDArray[np.int64]  # (256,) pixels of each value of the mask
+    problems: tuple[str, ...] = ()
+
+
+def content(pair: Pair) -> Content:
+    """Decode and check both files of a pair, each whatever is wrong with the other."""
+    problems, size, image_sha256, mask_sha256 = [], None, None, None
+    histogram = np.zeros(256, dtype=np.int64)
+    try:
+        image = decode_image(pair.image)
+        size, image_sha256 = (image.shape[0], image.shape[1]), pixels_sha256(image)
+    except UserError as error:
+        problems.append(str(error))
+    if pair.mask is not None:
+        try:
+            mask = decode_mask(pair.mask, size, pair.num_classes)
+            histogram, mask_sha256 = np.bincount(mask.ravel(), minlength=256), pixels_sha256(mask)
+        except UserError as error:
+            problems.append(str(error))
+    return Content(image_sha256, mask_sha256, histogram, tuple(problems))
+
+
+def pixels_sha256(pixels: Pixels) -> str:
+    """sha256 (hex) of decoded pixels and their shape."""
+    digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
