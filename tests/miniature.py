@@ -1,82 +1,102 @@
-"""A project of a few small drawn images, in a folder of its own, that trains in seconds."""
+"""A project of a few small generated images, in a folder of its own, that trains in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from semiseg.base import parameters
+from semiseg.base.paths import Run
 from semiseg.data import prepared, sources, splits
 from semiseg.methods import contract
 from semiseg.methods.contract import Method, Task
 from tests.tiny import tiny_network
 
-PIPELINE = Path(__file__).parent.parent / "pipeline"
+PIPELINE = Path(__file__).parents[1] / "pipeline"
+METHODS = parameters.files_of("methods")
 STEPS = 6
-METHODS = sorted(
-    file.stem for file in Path(contract.__file__).with_name("methods").glob("*.py") if file.stem != "__init__"
-)
+SPLIT = "mini-1_4"
 
-PARAMS = {
+# Options that let a method reach its last phase within STEPS steps.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cmb": {"ramp_up_steps": 2, "memory_lead_steps": 1, "memory_size": 8, "memory_confidence": 0.2},
+}
+PROTOCOL: dict[str, Any] = {
+    "dataset": "mini",
+    "network": {
+        "head": "deeplabv3plus",
+        "backbone": "resnet18",
+        "weights": "none",
+        "output_stride": 16,
+        "decoder_channels": 8,
+    },
+    "geometry": {"base_size": 48, "scale": [0.75, 1.5], "crop": 32},
+    "optimiser": {
+        "learning_rate": 0.01,
+        "backbone_factor": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "power": 0.9,
+        "clip_norm": 5.0,
+    },
+    "evaluation": {"long_side": None, "window": None, "stride": None},
+    "labelled_batch": 2,
+    "unlabelled_batch": 2,
+    "steps": STEPS,
+    "precision": "fp32",
+    "compile": False,
+    "validate_every": 3,
+    "checkpoint_every": 2,
+    "checkpoint_minutes": 15,
+    "log_every": 2,
+    "workers": 0,
+    "threads": 1,
+    "image_cache_mib": 0,
+    "methods": OPTIONS,
+}
+PARAMS: dict[str, Any] = {
+    "default": ["mini"],
+    "grids": {
+        "mini": {
+            "title": "Miniature",
+            "protocol": "mini",
+            "shares": ["1/4"],
+            "recipes": METHODS,
+            "seeds": [0],
+        }
+    },
+    "recipes": {name: {} for name in METHODS},
+    "protocols": {"mini": PROTOCOL},
     "datasets": {
         "mini": {
             "source": "shapes",
             "classes": ["background", "disc", "square"],
             "background": 0,
             "options": {"train": 8, "val": 2, "size": 48},
-        }
-    },
-    "protocols": {
-        "mini": {
-            "network": {
-                "head": "deeplabv3plus",
-                "backbone": "resnet18",
-                "weights": "none",
-                "decoder_channels": 8,
-            },
-            "geometry": {"base_size": 48, "scale": [0.75, 1.5], "crop": 32},
-            "optimiser": {"learning_rate": 0.01, "clip_norm": 5.0},
-            "labelled_batch": 2,
-            "unlabelled_batch": 2,
-            "steps": STEPS,
-            "validate_every": 3,
-            "checkpoint_every": 2,
-            "log_every": 2,
-            "workers": 0,
-            "methods": {
-                "cmb": {
-                    "ramp_up_steps": 2,
-                    "memory_lead_steps": 1,
-                    "memory_size": 8,
-                    "memory_confidence": 0.2,
-                }
-            },
-        }
-    },
-    "splits": {"mini-1_4": {"dataset": "mini", "protocol": "mini", "ratio": "1/4"}},
-    "recipes": {name: {"method": name} for name in METHODS},
-    "grids": {
-        "mini": {
-            "title": "Miniature",
-            "recipes": METHODS,
-            "splits": ["mini-1_4"],
-            "seeds": [0],
+            "shares": {"1/4": {}},
         }
     },
 }
 
 
+def run(recipe: str, seed: int = 0) -> Run:
+    """Return a run of the miniature grid."""
+    return Run(recipe, SPLIT, seed)
+
+
 def create(folder: Path) -> None:
-    """Write params.yaml, the dataset and the split of seed 0 into ``folder``, the working directory."""
+    """Write params.yaml, the dataset and the lists of seed 0 into ``folder``, the working directory."""
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
     params = parameters.load()
     dataset = params.datasets["mini"]
     sources.prepare("mini", dataset)
     ids = prepared.open_dataset("mini", dataset).ids("train")
-    splits.write("mini-1_4", 0, ids, params.splits["mini-1_4"].labelled_count(len(ids)), "mini")
+    splits.write(SPLIT, 0, ids, params.share(SPLIT).labelled_count(len(ids)), "mini")
 
 
 def learner(name: str) -> Method:
-    """The method ``name`` with its defaults around a tiny network of three classes."""
+    """Return the method ``name`` with its defaults on tiny networks of three classes."""
     torch.manual_seed(0)
-    return contract.build(name, tiny_network(3), contract.module(name).Config(), Task(10, 2, 0, 6))
+    config = contract.module(name).Config()
+    return contract.build(name, lambda: tiny_network(3), config, Task(10, 2, 0, 6))

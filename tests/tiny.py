@@ -1,21 +1,44 @@
-"""A segmentation network of two convolutions, for tests of what stands around a network."""
+"""A segmentation network of a few convolutions, for tests of what stands around a network."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Maps, SegmentationNetwork
+
+
+class Backbone(nn.Module):
+    """Convolution, batch norm, ReLU at ``stride`` pixels a position; both maps are the same."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.low_channels = self.high_channels = channels
+        self.output_stride = stride
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, channels, stride + 1, stride, stride // 2), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+
+    def forward(self, images: Tensor) -> Maps:
+        features = self.layers(images)
+        return Maps(features, features)
+
+
+class Decoder(nn.Module):
+    """One convolution of the high map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+
+    def forward(self, maps: Maps) -> Tensor:
+        features: Tensor = self.layers(maps.high)
+        return features
 
 
 def tiny_network(num_classes: int, feature_channels: int = 8, stride: int = 4) -> SegmentationNetwork:
-    """Convolution - batch norm - ReLU at ``stride`` pixels a position, a convolution, a classifier."""
-    backbone = nn.Sequential(
-        nn.Conv2d(3, feature_channels, stride + 1, stride, stride // 2),
-        nn.BatchNorm2d(feature_channels),
-        nn.ReLU(),
-    )
+    """Return a network with ``feature_channels`` channels in every map, ``stride`` pixels a position."""
     return SegmentationNetwork(
-        backbone=backbone,
-        decoder=nn.Sequential(nn.Conv2d(feature_channels, feature_channels, 3, padding=1), nn.ReLU()),
-        classifier=nn.Conv2d(feature_channels, num_classes, 1),
+        Backbone(feature_channels, stride),
+        Decoder(feature_channels),
+        nn.Conv2d(feature_channels, num_classes, 1),
         num_classes=num_classes,
         feature_channels=feature_channels,
         feature_stride=stride,

@@ -20,7 +20,9 @@ SMALL = Config(ramp_up_steps=100, memory_lead_steps=50, dim=16, memory_size=8)
 
 def learner(config: Config = SMALL, **changes: Any) -> Method:
     torch.manual_seed(0)
-    method = Method(tiny_network(CLASSES), dataclasses.replace(config, **changes), Task(1000, 12, None, 30))
+    method = Method(
+        lambda: tiny_network(CLASSES), dataclasses.replace(config, **changes), Task(1000, 12, None, 30)
+    )
     method.memory.features.copy_(torch.randn(method.memory.features.shape))
     method.memory.count.fill_(method.config.memory_size)
     return method
@@ -127,7 +129,7 @@ class Plain(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         return images
 
-    def upsampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         return self.logits
 
 
@@ -203,7 +205,7 @@ def test_the_budget_of_a_step(
     size: int, labelled: int, classes_held: str, images: int, expected: int
 ) -> None:
     config = Config(memory_size=size, images_hold=classes_held)
-    method = Method(tiny_network(CLASSES), config, Task(1000, labelled, None))
+    method = Method(lambda: tiny_network(CLASSES), config, Task(1000, labelled, None))
     assert method._budget(images) == expected
 
 
@@ -345,9 +347,9 @@ def test_in_evaluation_mode_the_teachers_statistics_follow_the_students() -> Non
     for training in (False, True):
         method = learner(teacher_training_mode=training)
         take_step(method)
-        own = method.teacher.backbone[1].running_mean.clone()
+        own = method.teacher.backbone.layers[1].running_mean.clone()
         method.after_step(STEP)
-        moved = not torch.equal(method.teacher.backbone[1].running_mean, own)
+        moved = not torch.equal(method.teacher.backbone.layers[1].running_mean, own)
         assert moved != training
 
 

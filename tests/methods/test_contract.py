@@ -1,33 +1,48 @@
-"""What the engine relies on, for every file of semiseg/methods/."""
+"""What the training loop relies on, for every method and for two that were written for this test."""
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from semiseg.base.parameters import Geometry
+from semiseg.base.parameters import Protocol
+from semiseg.base.tree import from_tree
 from semiseg.methods import contract
-from semiseg.methods.contract import Labelled, Method, Task, Unlabelled
-from semiseg.training import step as learning
-from tests.miniature import METHODS
+from semiseg.methods.contract import Config, Labelled, Method, Rates, Task, Unlabelled
+from semiseg.models.network import SegmentationNetwork
+from semiseg.training import step as training_step
+from tests import miniature
+from tests.methods import many_decoders, two_networks
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 2, 32
 STEPS = 10_000
-MOMENTS = (0, 1_500, 2_500, 9_999)  # before, while and after the schedules of the papers set in
-GEOMETRY = Geometry(base_size=40, scale=(0.8, 1.5), crop=CROP)
+MOMENTS = (0, 1_500, 2_500, 9_999)  # before, while and after the papers' schedules set in
+TASK = Task(STEPS, labelled_images=4, background=0, unlabelled_images=12)
+RATES = Rates(backbone=0.001, head=0.01)
+WRITTEN = {"two_networks": two_networks, "many_decoders": many_decoders}
+PROTOCOL: Protocol = dataclasses.replace(
+    from_tree(Protocol, miniature.PROTOCOL, "mini"), steps=STEPS, labelled_batch=BATCH, unlabelled_batch=BATCH
+)
 
 
-@pytest.fixture(params=METHODS)
-def name(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[*miniature.METHODS, *WRITTEN])
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for written, module in WRITTEN.items():
+        monkeypatch.setitem(sys.modules, f"semiseg.methods.{written}", module)
     return str(request.param)
+
+
+def configured(name: str) -> Config:
+    """Return the method's defaults, as a run under PROTOCOL has them."""
+    return contract.configured(name, {}, PROTOCOL)
 
 
 def build(name: str) -> Method:
     torch.manual_seed(0)
-    student = tiny_network(CLASSES, 8, 4)
-    config = contract.module(name).Config()
-    return contract.build(name, student, config, Task(STEPS, 4, background=0))
+    return contract.build(name, lambda: tiny_network(CLASSES, 8, 4), configured(name), TASK).train()
 
 
 def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
@@ -35,7 +50,7 @@ def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
     images = torch.rand(BATCH, 3, CROP, CROP, generator=generator)
     masks = torch.randint(CLASSES, (BATCH, CROP, CROP), generator=generator)
     masks[:, :4] = contract.IGNORE
-    view = contract.views(name, contract.module(name).Config(), GEOMETRY)
+    view = contract.views(name, configured(name), PROTOCOL.geometry)
     if view is None:
         return Labelled(images, masks), None
     raw = torch.randint(256, (BATCH, 3, 36, 40), dtype=torch.uint8, generator=generator)
@@ -49,8 +64,17 @@ def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
 
 def take_step(learner: Method, name: str, step: int) -> tuple[torch.Tensor, contract.Logs]:
     labelled, unlabelled = batch(name)
-    learning.seed_everything(0, step)
+    training_step.seed_everything(0, step)
     return learner.training_step(labelled, unlabelled, step)
+
+
+def test_a_method_has_its_four_public_names(name: str) -> None:
+    module = contract.module(name)
+    assert isinstance(module.REVISION, int)
+    assert issubclass(module.Config, Config)
+    assert dataclasses.is_dataclass(module.Config)
+    assert callable(module.views)
+    assert issubclass(module.Method, Method)
 
 
 def test_a_step_gives_a_finite_loss_and_the_same_detached_logs(name: str) -> None:
@@ -67,20 +91,81 @@ def test_a_step_gives_a_finite_loss_and_the_same_detached_logs(name: str) -> Non
         seen.add(tuple(logs))
         learner.after_step(step)
     assert len(seen) == 1
-    assert "loss" not in seen.pop()  # the engine's own
+    assert not {"loss", "gradient_norm"} & set(seen.pop())  # the loop's own
 
 
-def test_gradients_reach_the_whole_student_and_never_the_teacher(name: str) -> None:
+def test_gradients_reach_all_of_a_trained_network_and_nothing_of_a_teacher(name: str) -> None:
     learner = build(name)
     for step in MOMENTS:
         learner.zero_grad(set_to_none=True)
         loss, _ = take_step(learner, name, step)
         loss.backward()
-        for key, parameter in learner.student.named_parameters():
-            assert parameter.grad is not None, key
-        for parameter in learner.teacher.parameters() if learner.teacher else ():
-            assert not parameter.requires_grad
-            assert parameter.grad is None
+        for network in learner.networks().values():
+            trained = contract.trained(network)
+            assert len(trained) in (0, len(list(network.parameters())))
+            assert all(parameter.grad is not None for parameter in trained)
+        assert all(
+            parameter.grad is None for parameter in learner.parameters() if not parameter.requires_grad
+        )
+
+
+def test_every_trained_parameter_takes_a_gradient_at_some_moment(name: str) -> None:
+    learner, without = build(name), None
+    for step in MOMENTS:
+        learner.zero_grad(set_to_none=True)
+        take_step(learner, name, step)[0].backward()
+        lacking = {
+            key for key, each in learner.named_parameters() if each.requires_grad and each.grad is None
+        }
+        without = lacking if without is None else without & lacking
+        learner.after_step(step)
+    assert not without
+
+
+def test_the_networks_are_the_methods_own_and_the_first_is_the_headline(name: str) -> None:
+    learner = build(name)
+    networks = learner.networks()
+    assert networks
+    assert list(networks) == list(learner.networks())
+    for label, network in networks.items():
+        assert label.isidentifier()
+        assert isinstance(network, SegmentationNetwork)
+        assert network is learner.networks()[label]
+        assert any(network is module for module in learner.modules())
+        assert network.num_classes == CLASSES
+
+
+def test_every_trained_parameter_is_in_one_group_and_no_other_is(name: str) -> None:
+    learner = build(name)
+    grouped = [id(each) for group in learner.parameter_groups(RATES) for each in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(each) for each in contract.trained(learner)}
+
+
+def test_every_trained_backbone_learns_at_the_backbones_rate(name: str) -> None:
+    learner = build(name)
+    rates = {id(each): group["lr"] for group in learner.parameter_groups(RATES) for each in group["params"]}
+    seen = set()
+    for network in learner.networks().values():
+        backbone = {id(each) for each in network.backbone.parameters()}
+        for parameter in contract.trained(network):
+            expected = RATES.backbone if id(parameter) in backbone else RATES.head
+            assert rates[id(parameter)] == expected
+            seen.add(expected)
+    assert seen == {RATES.backbone, RATES.head}
+
+
+def test_a_group_of_its_own_keeps_its_own_rate_through_the_schedule() -> None:
+    torch.manual_seed(0)
+    learner = many_decoders.Method(lambda: tiny_network(CLASSES), many_decoders.Config(), TASK)
+    optimiser = training_step.sgd(learner, PROTOCOL.optimiser)
+    schedule = training_step.poly(optimiser, PROTOCOL, 0)
+    for _ in range(STEPS // 2):
+        optimiser.step()
+        schedule.step()
+    rate = PROTOCOL.optimiser.learning_rate * 0.5**PROTOCOL.optimiser.power
+    factors = (PROTOCOL.optimiser.backbone_factor, 1, 2)
+    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([rate * f for f in factors])
 
 
 def test_a_step_is_a_function_of_state_seed_and_step(name: str) -> None:
@@ -104,17 +189,11 @@ def test_a_state_dict_restores_everything(name: str, tmp_path: Path) -> None:
     assert torch.equal(loss, expected)
 
 
-def test_after_a_step_only_the_teacher_has_moved(name: str) -> None:
+def test_after_a_step_nothing_that_is_trained_has_moved(name: str) -> None:
     learner = build(name)
-    before = {key: value.clone() for key, value in learner.student.state_dict().items()}
+    before = [each.detach().clone() for each in contract.trained(learner)]
     learner.after_step(0)
-    after = learner.student.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_the_predictor_is_one_of_the_scored_networks(name: str) -> None:
-    learner = build(name)
-    assert learning.headline(learner) in learning.networks(learner)
+    assert all(map(torch.equal, before, contract.trained(learner)))
 
 
 def test_it_trains_under_bf16_autocast(name: str) -> None:

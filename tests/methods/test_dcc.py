@@ -33,7 +33,7 @@ def learner(**changes: Any) -> Method:
     student = tiny_network(CLASSES)
     with torch.no_grad():
         student.classifier.weight.mul_(60)
-    return Method(student, Config(**changes), Task(STEPS, 4, background=None))
+    return Method(lambda: student, Config(**changes), Task(STEPS, 4, background=None))
 
 
 def labelled() -> Labelled:
