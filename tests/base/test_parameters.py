@@ -13,7 +13,7 @@ from semiseg.base.errors import UserError
 from semiseg.methods import contract
 from semiseg.models.build import build
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TREE = {
     "datasets": {"shapes": {"source": "shapes", "classes": ["background", "disc"]}},
     "protocols": {

@@ -12,7 +12,7 @@ from semiseg.base.paths import Run
 from semiseg.evaluation import record
 from semiseg.evaluation.evaluate import condense_history, condensed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def history(rows: int, validated: list[int]) -> pd.DataFrame:

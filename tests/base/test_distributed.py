@@ -16,7 +16,8 @@ from semiseg.data.augment import Pixels, classmix, random_scale_crop
 from semiseg.losses import cross_entropy
 from semiseg.models.layers import Dropout
 from semiseg.models.pixel_heads import ClassAttention, MaskedBatchNorm
-from tests import project, two_processes
+from tests import project
+from tests.slow import two_processes
 
 ROWS = torch.arange(12.0).view(6, 2)  # of the whole batch
 

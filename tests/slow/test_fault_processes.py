@@ -13,8 +13,8 @@ import pytest
 
 from semiseg.training import checkpoint
 from tests import miniature, processes
-from tests.faults import NAMES, RUN, WHERE, edit
 from tests.kill_often import Ending, ending
+from tests.slow.faults import NAMES, RUN, WHERE, edit
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from pipeline import dvc_stages
 from semiseg.base import parameters, paths
 from semiseg.training import checkpoint
 from tests import project
-from tests.faults import same
 from tests.project import ROOT, dvc_commands, edit, git, snakemake_commands, succeed
+from tests.slow.faults import same
 
 PARAMS = parameters.load(ROOT / "params.yaml")
 CHECK = "python pipeline/check.py"  # Snakemake runs it as it starts, before any rule

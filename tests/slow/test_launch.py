@@ -13,7 +13,7 @@ import torch
 from semiseg.base import parameters, paths
 from semiseg.training import checkpoint, loop
 from tests import miniature, project
-from tests.faults import same
+from tests.slow.faults import same
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
 LONG = 100_000  # steps
