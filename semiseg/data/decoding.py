@@ -72,13 +72,18 @@ def decode_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> P
         values //= stretched
     if size is not None and values.shape != size:
         raise UserError(_other_size(path, values.shape, size))
-    foreign = int(values.max(initial=0, where=values != IGNORE))
-    if foreign >= num_classes:
+    largest = int(values.max(initial=0))
+    if largest <= IGNORE:
+        values = values.astype(np.uint8, copy=False)
+        largest = (
+            int((values + np.uint8(1)).max(initial=0)) - 1
+        )  # 255 becomes 0, the fastest way to leave it out
+    if largest >= num_classes:
         raise UserError(
-            f"{path}: holds the value {foreign}, but there are {num_classes} classes and {IGNORE}; correct "
+            f"{path}: holds the value {largest}, but there are {num_classes} classes and {IGNORE}; correct "
             "the mask or the dataset's classes in params.yaml"
         )
-    return values.astype(np.uint8, copy=False)
+    return values
 
 
 def _png_bits(path: Path) -> int | None:

@@ -12,7 +12,7 @@ def save_mask(mask: NDArray[np.uint8], path: Path) -> None:
     """Write a mask of class ids (H, W) uint8 as a PNG file whose palette shows them."""
     image = Image.fromarray(mask)
     image.putpalette(list(voc_palette()))
-    image.save(path)
+    image.save(path, compress_level=3)  # a third of the default's time, and larger by a third
 
 
 @cache
