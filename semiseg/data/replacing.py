@@ -30,17 +30,22 @@ def replaced(target: Path) -> Iterator[Path]:
     made = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     partial = target / PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    discard_partial(target)
     partial.mkdir()
     try:
         yield partial
         remove_prepared(target)
         _move_up(partial, target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard_partial(target)
         if made:
             with contextlib.suppress(OSError):  # it is not empty: all went well
                 target.rmdir()
+
+
+def discard_partial(target: Path) -> None:
+    """Remove what a preparation that failed or was killed has left in ``target``."""
+    shutil.rmtree(target / PARTIAL, ignore_errors=True)
 
 
 def check_folder(folder: Path) -> None:

@@ -35,7 +35,9 @@ def prepare(name: str, dataset: Dataset) -> PreparedDataset:
     replacing.check_folder(paths.DATA)
     paths.DATA.mkdir(exist_ok=True)
     with FileLock(paths.DATA / f".{name}.lock"):
-        if not (_is_current(name, dataset, source.REVISION) and _is_sound(name, dataset)):
+        if _is_current(name, dataset, source.REVISION) and _is_sound(name, dataset):
+            replacing.discard_partial(target)
+        else:
             with replacing.replaced(target) as empty:
                 source.prepare(empty, dataset, options)
     found = prepared.open_dataset(name, dataset)
