@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from semiseg.base import paths, weights
+from semiseg.base import checks, paths, weights
 from semiseg.base.errors import UserError
 from semiseg.base.tree import fraction, from_tree, read
 
@@ -45,7 +45,7 @@ class Share:
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio: {self.ratio} is outside (0, 1]")
-        _at_least(self, 1, "count")
+        checks.at_least(self, 1, "count")
 
     def labelled_count(self, images: int) -> int:
         """Return how many of ``images`` training images are labelled."""
@@ -72,7 +72,7 @@ class Dataset:
         twice = [name for name in self.classes if self.classes.count(name) > 1]
         if twice:
             raise ValueError(f"classes: '{twice[0]}' stands twice")
-        _one_of(self, "evaluate", "val", "test")
+        checks.one_of(self, "evaluate", "val", "test")
         if self.background is not None and not 0 <= self.background < len(self.classes):
             raise ValueError(f"background: {self.background} is no class; ids run to {len(self.classes) - 1}")
         shares = {name: _named_share(name, share) for name, share in self.shares.items()}
@@ -103,11 +103,11 @@ class Network:
     decoder_channels: int
 
     def __post_init__(self) -> None:
-        _one_of(self, "backbone", *BACKBONES)
+        checks.one_of(self, "backbone", *BACKBONES)
         if self.weights in weights.NAMED[1:] and (self.weights, self.backbone) not in weights.TORCHVISION:
             raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
-        _one_of(self, "output_stride", 8, 16)
-        _at_least(self, 1, "decoder_channels")
+        checks.one_of(self, "output_stride", 8, 16)
+        checks.at_least(self, 1, "decoder_channels")
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Geometry:
     crop: int  # pixels, the side of the square that the network sees
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"scale: {list(self.scale)} is not a range of positive numbers")
-        _at_least(self, 1, "base_size", "crop")
+        checks.positive(self, "scale")
+        checks.ascending(self, "scale")
+        checks.at_least(self, 1, "base_size", "crop")
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,7 @@ class Optimiser:
     clip_norm: float | None  # the largest norm of the gradient; null: unlimited
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "backbone_factor", "power", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: {value} is not a positive number")
+        checks.positive(self, "learning_rate", "backbone_factor", "power", "clip_norm")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")
@@ -154,7 +151,7 @@ class Evaluation:
     stride: float | None  # of the window, as a share of its side
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "long_side", "window")
+        checks.at_least(self, 1, "long_side", "window")
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride: give both, or neither")
         if self.stride is not None and not 0 < self.stride <= 1:
@@ -185,12 +182,11 @@ class Protocol:
     methods: Mapping[str, Options]  # options that a method takes under this protocol
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "labelled_batch", "unlabelled_batch")  # batch norm needs two
-        _at_least(self, 1, "steps", "threads", "validate_every", "checkpoint_every", "log_every")
-        _at_least(self, 0, "workers", "image_cache_mib")
-        _one_of(self, "precision", "fp32", "bf16")
-        if not 0 < self.checkpoint_minutes < math.inf:
-            raise ValueError(f"checkpoint_minutes: {self.checkpoint_minutes} is not a positive number")
+        checks.at_least(self, 2, "labelled_batch", "unlabelled_batch")  # batch norm needs two
+        checks.at_least(self, 1, "steps", "threads", "validate_every", "checkpoint_every", "log_every")
+        checks.at_least(self, 0, "workers", "image_cache_mib")
+        checks.one_of(self, "precision", "fp32", "bf16")
+        checks.positive(self, "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -232,7 +228,7 @@ class Grid:
         for recipe in chain:
             if recipe not in self.recipes:
                 raise ValueError(f"waterfall: '{recipe}' is not one of recipes: {', '.join(self.recipes)}")
-        _at_least(self, 1, "gpus")
+        checks.at_least(self, 1, "gpus")
 
     @property
     def shares_by_protocol(self) -> Mapping[str, tuple[str, ...]]:
@@ -486,16 +482,3 @@ def _check_references(params: Params) -> None:
 def _check_known(name: str, known: Iterable[str], key: str) -> None:
     if name not in known:
         raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known)}")
-
-
-def _at_least(config: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}: {value} is less than {least}")
-
-
-def _one_of(config: object, name: str, *possible: object) -> None:
-    value = getattr(config, name)
-    if value not in possible:
-        raise ValueError(f"{name}: '{value}' is none of {', '.join(map(str, possible))}")
