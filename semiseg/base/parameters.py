@@ -27,8 +27,10 @@ SHARED = ("contract", "common")  # files of semiseg/methods/ that are not method
 DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
 FULL = "full"  # the share of all images
 BACKBONES = ("resnet18", "resnet50", "resnet101")
-# Fields that cannot change a result; never hashed.
-WITHOUT_EFFECT = frozenset({"checkpoint_every", "checkpoint_minutes", "image_cache_mib", "workers"})
+# Fields that cannot change a result, and the path of the weights, whose content has a digest; never hashed.
+WITHOUT_EFFECT = frozenset(
+    {"checkpoint_every", "checkpoint_minutes", "image_cache_mib", "weights", "workers"}
+)
 
 Options = Mapping[str, Any]
 T = typing.TypeVar("T")
