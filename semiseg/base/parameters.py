@@ -20,6 +20,7 @@ from typing import Any
 
 from semiseg.base import checks, paths, weights
 from semiseg.base.errors import UserError
+from semiseg.base.names import check_names
 from semiseg.base.tree import fraction, from_tree, read
 
 LIBRARY = Path(__file__).parents[1]
@@ -305,12 +306,18 @@ class Params:
 
     @functools.cached_property
     def splits(self) -> Mapping[str, Split]:
-        """Every split that a protocol and its dataset allow, by name."""
-        return {
-            split_name(name, share): Split(protocol.dataset, name, share)
-            for name, protocol in self.protocols.items()
-            for share in self.datasets[protocol.dataset].shares
-        }
+        """Every split that a protocol and its dataset allow, by name.
+
+        Raises UserError if two have one name.
+        """
+        return _by_name(
+            "protocols and shares",
+            (
+                (split_name(name, share), Split(protocol.dataset, name, share))
+                for name, protocol in self.protocols.items()
+                for share in self.datasets[protocol.dataset].shares
+            ),
+        )
 
     def share(self, split: str) -> Share:
         """Return the share of a split. Raises UserError for an unknown name."""
@@ -388,7 +395,7 @@ def load(path: Path = paths.PARAMS) -> Params:
     """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
     tree = read(path)
     if isinstance(tree, Mapping) and isinstance(tree.get("recipes"), Mapping):
-        tree = {**tree, "recipes": dict(_recipes(tree["recipes"], f"{path}: recipes"))}
+        tree = {**tree, "recipes": _by_name("recipes", _recipes(tree["recipes"], f"{path}: recipes"))}
     params: Params = from_tree(Params, tree, str(path))
     _check_references(params)
     return params
@@ -410,6 +417,16 @@ def _recipes(tree: Mapping[Any, Any], key: str) -> Iterable[tuple[str, dict[str,
             if not isinstance(options, Mapping):
                 raise UserError(f"{key}: {name}: {variant}: expected a map of options, found {options!r}")
             yield f"{name}-{variant}", {"method": str(name), "options": dict(options)}
+
+
+def _by_name(key: str, entries: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return ``entries`` as a map, but refuse two of one name."""
+    found: dict[str, T] = {}
+    for name, entry in entries:
+        if name in found:
+            raise UserError(f"params.yaml: {key}: two give the name '{name}'; rename one of them")
+        found[name] = entry
+    return found
 
 
 def canonical(config: object) -> str:
@@ -456,7 +473,7 @@ def files_of(*place: str) -> list[str]:
 
 
 def _check_references(params: Params) -> None:
-    """Refuse a name that params.yaml uses but neither defines nor finds in the library."""
+    """Refuse a name that cannot be one, and one that is used but neither defined nor in the library."""
     for name, dataset in params.datasets.items():
         _check_known(dataset.source, files_of("data", "sources"), f"datasets: {name}: source")
     for name, protocol in params.protocols.items():
@@ -467,6 +484,8 @@ def _check_references(params: Params) -> None:
             _check_known(method, files_of("methods"), f"{key}: methods")
     for name, recipe in params.recipes.items():
         _check_known(recipe.method, files_of("methods"), f"recipes: {name}")
+    for kind in ("datasets", "protocols", "recipes", "grids", "splits"):
+        check_names(kind, getattr(params, kind))
     for name, grid in params.grids.items():
         for recipe_name in grid.recipes:
             _check_known(recipe_name, params.recipes, f"grids: {name}: recipes")
