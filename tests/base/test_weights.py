@@ -1,0 +1,44 @@
+import hashlib
+from pathlib import Path
+
+import torchvision
+
+from semiseg.base import weights
+
+
+def test_no_weights_have_no_file() -> None:
+    assert weights.digest("none", "resnet18") == "none"
+
+
+def test_torchvisions_weights_are_known_by_the_digits_in_their_name() -> None:
+    for (name, backbone), file in weights.TORCHVISION.items():
+        digest = weights.digest(name, backbone)
+        assert f"-{digest}.pth" in file
+        assert len(digest) == 8
+        assert int(digest, 16) >= 0
+
+
+def test_the_table_is_torchvisions() -> None:
+    for (name, backbone), file in weights.TORCHVISION.items():
+        if name == "imagenet":
+            listed = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+        else:
+            listed = torchvision.models.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
+        assert listed.url.rpartition("/")[2] == file
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
+    content = b"weights" * 100_000
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path / "one.pth", tmp_path / "deep" / "two.pt"):
+        path.write_bytes(content)
+        assert weights.digest(str(path), "resnet18") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "link.pth").symlink_to(tmp_path / "one.pth")
+    assert weights.digest(str(tmp_path / "link.pth"), "resnet18") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "one.pth").write_bytes(content + b"!")
+    assert weights.digest(str(tmp_path / "one.pth"), "resnet18") != hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_is_absent_has_a_digest_all_the_same(tmp_path: Path) -> None:
+    assert weights.digest(str(tmp_path / "absent.pth"), "resnet18") == "absent"
+    assert weights.digest(str(tmp_path), "resnet18") == "absent"
