@@ -107,9 +107,9 @@ def _section(results: Results) -> Mapping[str, Any]:
     return {
         "title": results.grid.title,
         "headline": tables.headline(results),
-        "last": tables.layout(results, last),
+        "last": tables.text_table(results, last),
         "dense": False,
-        "best": tables.layout(results, best) if begun else None,
+        "best": tables.text_table(results, best) if begun else None,
         "warning": tables.warning(results),
         "missing": tables.missing(results),
         "notes": [*tables.notes(results), *(kinds.lacking(results) if begun else ())],
@@ -121,7 +121,7 @@ def _paper(paper: Paper) -> Mapping[str, Any]:
     return {
         "title": f"{paper.table.title}: published and measured",
         "headline": papers.headline(paper),
-        "last": papers.layout(paper),
+        "last": papers.text_table(paper),
         "dense": True,
         "best": None,
         "missing": papers.missing(paper),

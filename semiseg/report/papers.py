@@ -16,7 +16,7 @@ from semiseg.evaluation.record import Record
 from semiseg.report import published, tables
 from semiseg.report.collect import Summary, command, finished, share, summarise
 from semiseg.report.published import PaperTable, Printed, Reference
-from semiseg.report.tables import Layout
+from semiseg.report.tables import TextTable
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,8 @@ def _runs(
                 place = (entry.protocol, each.ratio)
                 if place in found:
                     raise UserError(
-                        f"params.yaml: splits: {found[place][0].split} and {split} both measure {recipe} on "
-                        f"{share(each.ratio)} of {each.dataset} under {entry.protocol}; give one a protocol "
-                        "of its own"
+                        f"params.yaml: grids: {found[place][0].split} and {split} both measure {recipe} on "
+                        f"{share(each.ratio)} of {each.dataset} in one paper's table; leave one of them out"
                     )
                 found[place] = tuple(Run(recipe, split, seed) for seed in grid.seeds)
     return found
@@ -136,14 +135,14 @@ def write(paper: Paper) -> list[Path]:
     texts = {
         stem.with_suffix(".csv"): csv(paper),
         stem.with_suffix(".md"): markdown(paper),
-        stem.with_suffix(".tex"): tables.latex(layout(paper)),
+        stem.with_suffix(".tex"): tables.latex(text_table(paper)),
     }
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)
 
 
-def layout(paper: Paper) -> Layout:
+def text_table(paper: Paper) -> TextTable:
     """The paper's rows; for each labelled share the published figure, the measured one, the difference."""
     names = ["row" if any(_variants(paper)) else "method"]
     networks = len({row.network for row in paper.rows}) > 1
@@ -167,7 +166,7 @@ def layout(paper: Paper) -> Layout:
                 tables.difference_cell(printed, miou),
             ]
         rows.append(tuple(texts))
-    return Layout(tuple(head), tuple(rows), names=len(names))
+    return TextTable(tuple(head), tuple(rows), names=len(names))
 
 
 def network_name(network: tuple[str, str, str]) -> str:
@@ -212,7 +211,7 @@ def csv(paper: Paper) -> str:
 
 def markdown(paper: Paper) -> str:
     """The table, what its cells are, and how to fill the empty ones."""
-    parts = [f"# {paper.table.title}", headline(paper), tables.drawn_as("pipe", layout(paper))]
+    parts = [f"# {paper.table.title}", headline(paper), tables.drawn_as("pipe", text_table(paper))]
     parts += ["\n".join(f"- {note}" for note in notes(paper))]
     said = missing(paper)
     if said:
@@ -222,7 +221,12 @@ def markdown(paper: Paper) -> str:
 
 def terminal(paper: Paper) -> str:
     """The table for a terminal."""
-    lines = [paper.table.title, tables.plain(headline(paper)), "", tables.drawn_as("simple", layout(paper))]
+    lines = [
+        paper.table.title,
+        tables.plain(headline(paper)),
+        "",
+        tables.drawn_as("simple", text_table(paper)),
+    ]
     said = missing(paper)
     if said:
         lines += ["", "Not run yet:", *(f"  {tables.plain(line)}" for line in said)]

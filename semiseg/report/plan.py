@@ -25,7 +25,6 @@ SPEED = (
     "unlabelled_batch",
     "precision",
     "compile",
-    "workers",
     "threads",
 )
 

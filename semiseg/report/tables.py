@@ -21,7 +21,7 @@ CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show
 
 
 @dataclass(frozen=True)
-class Layout:
+class TextTable:
     """Text in rows and columns; the first ``names`` columns name the rows."""
 
     head: tuple[str, ...]
@@ -39,7 +39,7 @@ def write(results: Results) -> list[Path]:
     texts = {
         stem.with_suffix(".csv"): csv(results),
         stem.with_suffix(".md"): markdown(results),
-        stem.with_suffix(".tex"): latex(layout(results, last)),
+        stem.with_suffix(".tex"): latex(text_table(results, last)),
     }
     for path, text in texts.items():
         write_text(path, text)
@@ -75,7 +75,7 @@ def difference_cell(printed: Printed | None, miou: Summary | None) -> str:
     return "" if printed is None or miou is None else f"{100 * (miou.mean - printed.miou):+.1f}"
 
 
-def layout(results: Results, pick: Pick) -> Layout:
+def text_table(results: Results, pick: Pick) -> TextTable:
     """Rows recipes; for each split its mIoU, the gain over the baseline and what papers print, if they do."""
     printed = {split for _, split in results.published}
     head = ["recipe"]
@@ -91,7 +91,7 @@ def layout(results: Results, pick: Pick) -> Layout:
                 figure = results.published.get((recipe, split))
                 row += [published_cell(figure), difference_cell(figure, miou)]
         rows.append(tuple(row))
-    return Layout(tuple(head), tuple(rows))
+    return TextTable(tuple(head), tuple(rows))
 
 
 def tidy(results: Results) -> pd.DataFrame:
@@ -145,7 +145,7 @@ def csv(results: Results) -> str:
     return tidy(results).to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def latex(table: Layout) -> str:
+def latex(table: TextTable) -> str:
     """A booktabs table."""
     frame = pd.DataFrame(table.rows)
     frame.columns = pd.Index(table.head)
@@ -157,18 +157,18 @@ def latex(table: Layout) -> str:
 
 def markdown(results: Results) -> str:
     """The whole page of a grid: headline, what it rests on, and the best-on-validation table."""
-    parts = [f"# {results.grid.title}", headline(results), drawn_as("pipe", layout(results, last))]
+    parts = [f"# {results.grid.title}", headline(results), drawn_as("pipe", text_table(results, last))]
     parts += ["\n".join(f"- {note}" for note in notes(results))]
     said = missing(results)
     if said:
         parts += ["\n".join(["Not run yet:", "", *(f"- {line}" for line in said)])]
-    parts += ["## Best on validation", warning(results), drawn_as("pipe", layout(results, best))]
+    parts += ["## Best on validation", warning(results), drawn_as("pipe", text_table(results, best))]
     return "\n\n".join(parts) + "\n"
 
 
 def terminal(results: Results) -> str:
     """The headline table for a terminal."""
-    table = layout(results, last)
+    table = text_table(results, last)
     drawn = drawn_as("simple", table)
     legend = f"Columns: labelled share (images). Cells: mean ± std (seeds). Gain: over {BASELINE}, paired."
     lines = [results.grid.title, plain(headline(results)), legend, "", drawn]
@@ -183,7 +183,7 @@ def plain(text: str) -> str:
     return text.replace("**", "").replace("`", "")
 
 
-def drawn_as(form: str, table: Layout) -> str:
+def drawn_as(form: str, table: TextTable) -> str:
     """In one of tabulate's forms: pipe for Markdown, simple for a terminal."""
     return tabulate(table.rows, table.head, tablefmt=form, disable_numparse=True, colalign=table.aligned())
 

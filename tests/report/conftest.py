@@ -1,67 +1,92 @@
 """A project folder with a params.yaml and records that no training made."""
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
+from semiseg.base import parameters
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
-from semiseg.base.tree import from_tree
 from semiseg.evaluation import record
 from semiseg.evaluation.record import Provenance, Record, Score, Scores
 
 PARAMS = """
-datasets:
-  shapes: {source: shapes, classes: [background, disc, square], evaluate: test, background: 0}
-protocols:
-  small:
-    network: {head: deeplabv3plus, backbone: resnet18, weights: none}
-    geometry: {base_size: 96, scale: [0.75, 1.5], crop: 64}
-    optimiser: {learning_rate: 0.05}
-    labelled_batch: 4
-    unlabelled_batch: 6
-    steps: 1500
-splits:
-  shapes-1_8: {dataset: shapes, protocol: small, ratio: 1/8}
-  shapes-full: {dataset: shapes, protocol: small, ratio: 1}
-recipes:
-  supervised: {method: supervised}
-  cmb: {method: cmb}
-  dcc: {method: dcc}
-  cmb-no_attention: {method: cmb}
+default: [main]
 grids:
   main:
     title: Shapes, all of them
+    protocol: small
+    shares: [1/8, full]
     recipes: [supervised, cmb, dcc]
-    splits: [shapes-1_8, shapes-full]
     seeds: [0, 1, 2]
   ablation:
     title: Without attention
-    recipes: [cmb-no_attention]
-    splits: [shapes-1_8]
+    protocol: small
+    shares: [1/8]
+    recipes: [supervised, cmb, dcc, cmb-no_attention]
     seeds: [0, 1]
-    beside: [supervised, cmb, dcc]
+recipes:
+  supervised: {}
+  cmb: {no_attention: {attention: none}}
+  dcc: {}
+protocols:
+  small: &small
+    dataset: shapes
+    network: {head: deeplabv3plus, backbone: resnet18, weights: none, output_stride: 16, decoder_channels: 32}
+    geometry: {base_size: 96, scale: [0.75, 1.5], crop: 64}
+    optimiser:
+      {learning_rate: 0.05, backbone_factor: 1, momentum: 0.9, weight_decay: 0, power: 0.9, clip_norm: null}
+    evaluation: {long_side: null, window: null, stride: null}
+    labelled_batch: 4
+    unlabelled_batch: 6
+    steps: 1500
+    precision: fp32
+    compile: false
+    validate_every: 500
+    checkpoint_every: 500
+    checkpoint_minutes: 15
+    log_every: 50
+    workers: 0
+    threads: 1
+    image_cache_mib: 0
+    methods: {}
+datasets:
+  shapes:
+    source: shapes
+    classes: [background, disc, square]
+    evaluate: test
+    background: 0
+    shares: {1/8: {}, full: {}}
 """
+SPREAD = 0.1  # between the IoUs of neighbouring classes
+ERRORS = 10**9  # pixels of each class that are taken for the next one
 
 Finish = Callable[..., Record]
 
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """The benchmark above in an empty folder, which is the working directory."""
+    """Return the benchmark above, in an empty folder that is the working directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    return from_tree(Params, yaml.safe_load(PARAMS), "params.yaml")
+    return edited(PARAMS)
+
+
+def edited(text: str) -> Params:
+    """Write params.yaml into the working directory, and read it."""
+    Path("params.yaml").write_text(text)
+    return parameters.load()
 
 
 @pytest.fixture
 def finish(params: Params) -> Finish:
-    """Write the record of a run: ``finish("cmb", "shapes-1_8", 0, 0.5)``."""
+    """Return a function that writes the record of a run: ``finish("cmb", "small-1_8", 0, 0.5)``."""
 
-    def write(recipe: str, split: str, seed: int, miou: float, best: float | None = None, **origin) -> Record:
-        made = fabricate(params, Run(recipe, split, seed), miou, best, **origin)
+    def write(recipe: str, split: str, seed: int, miou: float, **fields: Any) -> Record:
+        made = fabricate(params, Run(recipe, split, seed), miou, **fields)
         record.write(made, Run(recipe, split, seed).metrics)
         return made
 
@@ -69,23 +94,36 @@ def finish(params: Params) -> Finish:
 
 
 def fabricate(
-    params: Params, run: Run, miou: float, best: float | None = None, headline: str = "student", **origin
+    params: Params,
+    run: Run,
+    miou: float,
+    *,
+    best: float | None = None,
+    headline: str = "student",
+    iou: Sequence[float | None] | None = None,
+    **origin: Any,
 ) -> Record:
-    """A record whose predictor has ``miou`` at the last step and ``best`` at the best."""
-    decided = params.run(run)
+    """Return a record whose headline network has ``miou`` at the last step and ``best`` at the best one.
 
-    def scores(step: int, value: float) -> Scores:
-        spread = [0.1 * (place % 3 - 1) for place in range(len(decided.dataset.classes))]
-        classes = dict(zip(decided.dataset.classes, (value + each for each in spread), strict=True))
-        score = Score(value, classes)
-        other = Score(value - 0.05, {name: iou - 0.05 for name, iou in classes.items()})
-        return Scores(step, other, score) if headline == "teacher" else Scores(step, score)
+    ``iou`` gives the IoU of each class at the last step instead; ``origin`` replaces fields of provenance.
+    """
+    config = params.run(run)
+    classes = config.dataset.classes
+    confusion = confused(iou or around(miou, len(classes)))
 
+    def scores(step: int, values: Sequence[float | None]) -> Scores:
+        own = score(classes, values)
+        other = score(classes, [None if value is None else value - 0.05 for value in values])
+        named = {headline: own} if headline == "student" else {headline: own, "student": other}
+        return Scores(step, named)
+
+    last = intersection_over_union(confusion)
     provenance = {
-        "config_sha256": decided.digest(),
-        "config": {},
-        "split_sha256": f"{run.seed}1" * 32,
+        "config_sha256": config.digest(),
+        "config": json.loads(parameters.canonical(config)),
         "data_sha256": "d" * 64,
+        "labelled_sha256": f"{run.seed}1" * 32,
+        "labelled_set_sha256": f"{run.seed}2" * 32,
         "revision": "0123456789abcdef0123456789abcdef01234567",
         "packages": {"torch": "2.11.0"},
         "device": "One CPU, 2 thread(s)",
@@ -96,21 +134,56 @@ def fabricate(
         "peak_memory_mib": None,
         **origin,
     }
-    steps = decided.protocol.steps
+    steps = config.protocol.steps
     return Record(
         recipe=run.recipe,
-        method=decided.method,
+        method=config.method,
         split=run.split,
-        dataset=decided.split.dataset,
-        ratio=str(decided.split.ratio),
-        labelled=decided.split.labelled_count(160),
+        dataset=config.dataset_name,
+        ratio=str(config.share.ratio),
+        labelled=config.share.labelled_count(160),
         seed=run.seed,
-        evaluated_on=decided.dataset.evaluate,
+        evaluated_on=config.dataset.evaluate,
         headline=headline,
-        last=scores(steps, miou),
-        best=scores(steps // 2, miou if best is None else best),
+        last=scores(steps, last),
+        best=scores(steps // 2, last if best is None else around(best, len(classes))),
         provenance=Provenance(**provenance),
+        confusion=confusion,
     )
+
+
+def around(miou: float, classes: int) -> list[float]:
+    """Return IoUs of ``classes`` classes in [0, 1] with the mean ``miou``."""
+    spread = min(SPREAD, miou / 2, (1 - miou) / 2)
+    whole = classes // 3 * 3  # three at a time, so that deviations add up to zero
+    return [miou + (spread * (place % 3 - 1) if place < whole else 0) for place in range(classes)]
+
+
+def score(classes: Sequence[str], values: Sequence[float | None]) -> Score:
+    """Return the score with these IoUs."""
+    known = [value for value in values if value is not None]
+    return Score(math.fsum(known) / len(known), dict(zip(classes, values, strict=True)))
+
+
+def confused(iou: Sequence[float | None]) -> tuple[tuple[int, ...], ...]:
+    """Return counts of pixels (C, C) with nearly these IoUs: each class errs into the next one that is there.
+
+    An IoU of one, or a single class that is there, is not possible.
+    """
+    there = [place for place, value in enumerate(iou) if value is not None]
+    counts = [[0] * len(iou) for _ in iou]
+    for place, following in zip(there, [*there[1:], there[0]], strict=True):
+        value = iou[place]
+        assert value is not None
+        counts[place][following] = ERRORS
+        counts[place][place] = round(2 * ERRORS * value / (1 - value))
+    return tuple(map(tuple, counts))
+
+
+def intersection_over_union(counts: Sequence[Sequence[int]]) -> list[float | None]:
+    """Return each class's IoU; None for a class that is not there."""
+    unions = [sum(row) + sum(each[place] for each in counts) - row[place] for place, row in enumerate(counts)]
+    return [row[place] / unions[place] if unions[place] else None for place, row in enumerate(counts)]
 
 
 PRINTED = """\
@@ -139,7 +212,7 @@ tables:
 
 @pytest.fixture
 def printed(params: Params) -> Path:
-    """results/reference/ beside the benchmark above, with figures that no paper prints."""
+    """Write results/reference/ for the benchmark above, with figures that no paper prints."""
     folder = Path("results/reference")
     folder.mkdir(parents=True)
     (folder / "paper_results.csv").write_text(PRINTED)

@@ -14,10 +14,10 @@ Finish = Callable[..., Record]
 
 def test_bars_are_paired_differences_to_the_method(params: Params, finish: Finish) -> None:
     for seed, miou in enumerate((0.50, 0.60)):
-        finish("cmb", "shapes-1_8", seed, miou)
-    finish("supervised", "shapes-1_8", 1, 0.40)
-    finish("cmb-no_attention", "shapes-1_8", 0, 0.49)
-    finish("cmb-no_attention", "shapes-1_8", 1, 0.57)
+        finish("cmb", "small-1_8", seed, miou)
+    finish("supervised", "small-1_8", 1, 0.40)
+    finish("cmb-no_attention", "small-1_8", 0, 0.49)
+    finish("cmb-no_attention", "small-1_8", 1, 0.57)
     figure = ablation.draw(collect(params, "ablation"))
     assert figure is not None
     (axes,) = figure.axes
@@ -31,9 +31,9 @@ def test_bars_are_paired_differences_to_the_method(params: Params, finish: Finis
 
 
 def test_without_a_variant_or_its_method_there_is_nothing_to_draw(params: Params, finish: Finish) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.40)
-    finish("cmb", "shapes-1_8", 0, 0.50)
-    finish("dcc", "shapes-1_8", 0, 0.50)
+    finish("supervised", "small-1_8", 0, 0.40)
+    finish("cmb", "small-1_8", 0, 0.50)
+    finish("dcc", "small-1_8", 0, 0.50)
     assert ablation.draw(collect(params, "main")) is None
-    finish("cmb-no_attention", "shapes-1_8", 1, 0.50)
+    finish("cmb-no_attention", "small-1_8", 1, 0.50)
     assert ablation.draw(collect(params, "ablation")) is None  # no seed that both have

@@ -52,8 +52,8 @@ class Reader(HTMLParser):
 def written(params: Params, finish: Finish) -> str:
     """The page over a grid with two recipes and an ablation that was not run."""
     for seed, miou in enumerate((0.50, 0.60)):
-        finish("supervised", "shapes-1_8", seed, miou)
-        finish("cmb", "shapes-1_8", seed, miou + 0.05, revision="abcdef012345" + "6" * 28 + "-modified")
+        finish("supervised", "small-1_8", seed, miou)
+        finish("cmb", "small-1_8", seed, miou + 0.05, revision="abcdef012345" + "6" * 28 + "-modified")
     kinds.write(collect(params, "main"))
     assert page.write(params) == []
     return Path("results/report.html").read_text()
@@ -73,13 +73,13 @@ def test_page_has_a_section_for_what_was_run_and_one_for_the_rest(written: str) 
     assert read.text["h2"] == ["Shapes, all of them", "Without attention"]
     assert "snakemake ablation --cores 8 --resources gpu=4" in read.text["code"]
     assert {"55.0 ± 7.1 (2)", "60.0 ± 7.1 (2)", "+5.0 ± 0.0"} <= set(read.text["td"])
-    assert {"4 of 18 runs", "0 of 2 runs"} <= set(read.text["span"])
+    assert {"4 of 18 runs", "4 of 8 runs"} <= set(read.text["span"])
 
 
 def test_page_names_the_origin_of_every_run(written: str) -> None:
     read = Reader(written)
     cells = read.text["td"]
-    # Last and best, in its own section and in the one where it stands beside
+    # Last and best, in both sections
     assert [cells.count(figure) for figure in ("50.00", "60.00", "55.00", "65.00")] == [4, 4, 4, 4]
     assert read.text["code"].count("abcdef012345-modified") == 4
     assert "abcdef012345" + "6" * 28 + "-modified" in written
@@ -87,9 +87,9 @@ def test_page_names_the_origin_of_every_run(written: str) -> None:
 
 
 def test_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.5, train_seconds=7200.0)
+    finish("supervised", "small-1_8", 0, 0.5, train_seconds=7200.0)
     for seed, peak in ((0, 2000.0), (1, 12345.6)):
-        finish("cmb", "shapes-1_8", seed, 0.5, train_seconds=4500.0, peak_memory_mib=peak)
+        finish("cmb", "small-1_8", seed, 0.5, train_seconds=4500.0, peak_memory_mib=peak)
     page.write(params)
     read = Reader(Path("results/report.html").read_text())
     said = (
@@ -97,12 +97,12 @@ def test_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
     )
     assert said in read.text["li"]
     assert read.text["td"].count("1.25") == 4  # two runs in two sections
-    assert "results/runs/cmb/shapes-1_8/1/metrics.json" in read.text["td"]
+    assert "results/runs/cmb/small-1_8/1/metrics.json" in read.text["td"]
 
 
 def test_figures_are_embedded_with_a_text_of_their_own(written: str) -> None:
     images = Reader(written).images
-    assert len(images) == 3  # no history and no predictions are here
+    assert len(images) == 4  # no history and no predictions are here
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,")
         assert "supervised, cmb" in (image["alt"] or "")
@@ -126,14 +126,14 @@ def test_without_a_single_run_every_table_is_there_and_says_what_is_missing(para
     assert text.count("<td></td>") + text.count('<td class="gain"></td>') == 3 * 4 + 4 * 2
     assert read.text["summary"].count("Best on validation") == 0
     assert read.images == []
-    missing = [line for line in read.text["li"] if line.startswith(("18 runs: ", "2 runs: ", "6 runs: "))]
-    assert len(missing) == 3  # of the ablation, its own and those beside it
+    missing = [line for line in read.text["li"] if line.startswith(("18 runs: ", "8 runs: "))]
+    assert len(missing) == 2
     commands = [code for code in read.text["code"] if code.startswith("snakemake ")]
-    assert [code.split()[1] for code in commands] == ["main", "ablation", "main"]
+    assert [code.split()[1] for code in commands] == ["main", "ablation"]
 
 
 def test_tables_without_a_run_are_folded_behind_the_others(params: Params, finish: Finish) -> None:
-    finish("cmb-no_attention", "shapes-1_8", 0, 0.5)
+    finish("cmb-no_attention", "small-1_8", 0, 0.5)
     page.write(params)
     text = Path("results/report.html").read_text()
     (folded,) = re.findall(r'<section id="(\w+)" class="folded">\s*<details>', text)
@@ -143,33 +143,22 @@ def test_tables_without_a_run_are_folded_behind_the_others(params: Params, finis
 
 
 def test_a_stale_grid_is_named_and_does_not_hide_the_others(params: Params, finish: Finish) -> None:
-    finish("cmb-no_attention", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
-    finish("supervised", "shapes-full", 0, 0.5)  # not on the ablation's split
+    finish("cmb-no_attention", "small-1_8", 0, 0.5, config_sha256="0" * 64)
+    finish("supervised", "small-full", 0, 0.5)  # not on the ablation's split
     (refused,) = page.write(params)
-    assert refused.startswith("Without attention: results/runs/cmb-no_attention/shapes-1_8/0/metrics.json")
+    assert refused.startswith("Without attention: results/runs/cmb-no_attention/small-1_8/0/metrics.json")
     read = Reader(Path("results/report.html").read_text())
     assert read.text["h2"] == ["Shapes, all of them", "Not shown"]
-    assert "0 of 2 runs" not in read.text["span"]  # what cannot be read is not said to be missing
+    assert "0 of 8 runs" not in read.text["span"]  # what cannot be read is not said to be missing
 
 
 def test_text_from_records_is_escaped(params: Params, finish: Finish) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.5, device="<script>alert(1)</script> & co")
+    finish("supervised", "small-1_8", 0, 0.5, device="<script>alert(1)</script> & co")
     page.write(params)
     text = Path("results/report.html").read_text()
     assert text.count("<script>") == 1
     assert "&lt;script&gt;alert(1)" in text
     Reader(text)
-
-
-def test_a_run_that_only_stands_beside_does_not_unfold_a_section(params: Params, finish: Finish) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.5)
-    kinds.write(collect(params, "ablation"))
-    page.write(params)
-    text = Path("results/report.html").read_text()
-    assert re.findall(r'<section id="(\w+)" class="folded">', text) == ["ablation"]
-    read = Reader(text)
-    assert read.images == []  # of a method that is another table's
-    assert "50.0 (1)" in read.text["td"][read.text["td"].index("50.0 (1)") + 1 :]  # in either table
 
 
 def test_a_papers_table_is_a_section_with_nothing_run(params: Params, printed: Path) -> None:
@@ -187,8 +176,8 @@ def test_a_papers_table_is_a_section_with_nothing_run(params: Params, printed: P
 def test_a_papers_section_has_what_was_measured_and_by_which_runs(
     params: Params, finish: Finish, printed: Path
 ) -> None:
-    finish("dcc", "shapes-1_8", 0, 0.75)
-    finish("cmb", "shapes-1_8", 0, 0.80)  # of the grid, but no row of the paper's main table
+    finish("dcc", "small-1_8", 0, 0.75)
+    finish("cmb", "small-1_8", 0, 0.80)  # of the grid, but no row of the paper's main table
     assert page.write(params) == []
     read = Reader(Path("results/report.html").read_text())
     cells = read.text["td"]
@@ -198,7 +187,7 @@ def test_a_papers_section_has_what_was_measured_and_by_which_runs(
 
 
 def test_a_stale_record_hides_its_papers_table_alone(params: Params, finish: Finish, printed: Path) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.5, config_sha256="0" * 64)
+    finish("supervised", "small-1_8", 0, 0.5, config_sha256="0" * 64)
     refused = page.write(params)
     assert [line.partition(":")[0] for line in refused] == [
         "The main table",

@@ -47,10 +47,10 @@ def predict(recipe: str, split: str, seed: int, label: int) -> None:
 @pytest.fixture
 def two_recipes(params: Params, finish: Finish) -> Params:
     prepare(params)
-    finish("supervised", "shapes-full", 0, 0.5)
+    finish("supervised", "small-full", 0, 0.5)
     for recipe, label in (("supervised", 1), ("cmb", 2)):
-        finish(recipe, "shapes-1_8", 0, 0.5)
-        predict(recipe, "shapes-1_8", 0, label)
+        finish(recipe, "small-1_8", 0, 0.5)
+        predict(recipe, "small-1_8", 0, label)
     return params
 
 
@@ -77,9 +77,9 @@ def test_panel_is_among_the_figures_and_stays_without_the_files(two_recipes: Par
     path = Path("results/figures/main/panel.png")
     assert path in kinds.write(collect(two_recipes, "main"))
     before = path.read_bytes()
-    for each in (Run("cmb", "shapes-1_8", 0).artefacts / "predictions").iterdir():
+    for each in (Run("cmb", "small-1_8", 0).artefacts / "predictions").iterdir():
         each.unlink()
-    (Run("cmb", "shapes-1_8", 0).artefacts / "predictions").rmdir()
+    (Run("cmb", "small-1_8", 0).artefacts / "predictions").rmdir()
     assert path not in kinds.write(collect(two_recipes, "main"))
     assert path.read_bytes() == before
     (paths.dataset("shapes") / "manifest.json").unlink()
@@ -88,12 +88,12 @@ def test_panel_is_among_the_figures_and_stays_without_the_files(two_recipes: Par
 
 def test_no_predictions_no_panel(params: Params, finish: Finish) -> None:
     prepare(params)
-    finish("supervised", "shapes-1_8", 0, 0.5)
+    finish("supervised", "small-1_8", 0, 0.5)
     assert panel.find_typical(collect(params, "main")) is None
 
 
 def score(recipe: str, seed: int, **mious: float) -> None:
-    folder = Run(recipe, "shapes-1_8", seed).artefacts
+    folder = Run(recipe, "small-1_8", seed).artefacts
     folder.mkdir(parents=True, exist_ok=True)
     rows = [f"{name},{miou}\n" for name, miou in mious.items()]
     (folder / "images.csv").write_text("id,miou\n" + "".join(rows))
@@ -110,8 +110,8 @@ def test_extremes_stand_beside_the_baseline_of_the_first_seed_that_both_have(
     two_recipes: Params, finish: Finish
 ) -> None:
     for seed in (1, 2):
-        finish("dcc", "shapes-1_8", seed, 0.5)
-    finish("supervised", "shapes-1_8", 1, 0.5)
+        finish("dcc", "small-1_8", seed, 0.5)
+    finish("supervised", "small-1_8", 1, 0.5)
     score("supervised", 0, one=0.50, two=0.50, three=0.50)
     score("cmb", 0, one=0.25, two=0.75, three=0.99)  # of three there is no prediction
     score("supervised", 1, one=0.50, two=0.50)
@@ -119,12 +119,12 @@ def test_extremes_stand_beside_the_baseline_of_the_first_seed_that_both_have(
     assert panel.lacking_scores(results) == "the scores of each image of 1 of 3 runs are not on this machine"
     score("dcc", 1, one=0.60, two=math.nan)  # all of two is a border
     for recipe in ("supervised", "dcc"):
-        predict(recipe, "shapes-1_8", 1, 2)
+        predict(recipe, "small-1_8", 1, 2)
     content = panel.find_extremes(results)
     assert content is not None
     assert panel.lacking_scores(results) == ""
     shown = [(row.label, row.image.stem, *map(str, row.predictions)) for row in content.rows]
-    folder = "runs/{}/shapes-1_8/{}/predictions/{}.png"
+    folder = "runs/{}/small-1_8/{}/predictions/{}.png"
     assert shown == [
         ("cmb +25.0", "two", *(folder.format(each, 0, "two") for each in ("supervised", "cmb"))),
         ("cmb -25.0", "one", *(folder.format(each, 0, "one") for each in ("supervised", "cmb"))),

@@ -37,7 +37,7 @@ def test_a_papers_table_is_a_grid_with_the_recipes_of_its_rows(monkeypatch: pyte
     assert len(reference.figures) == 101
     for name, table in reference.tables.items():
         assert table.title == params.grids[name].title
-        assert set(table.recipes.values()) <= set(params.grids[name].rows)
+        assert set(table.recipes.values()) <= set(params.grids[name].recipes)
     for name in ("paper-cmb-losses", "paper-dcc-components"):
         table = reference.tables[name]
         assert {each.variant for each in reference.figures if each.table == table.rows} == set(table.recipes)
@@ -75,10 +75,10 @@ def test_a_grids_table_stands_beside_the_published_figures(
     params: Params, finish: Finish, printed: Path
 ) -> None:
     for seed, (supervised, cmb) in enumerate([(0.60, 0.70), (0.62, 0.73), (0.64, 0.76)]):
-        finish("supervised", "shapes-1_8", seed, supervised)
-        finish("cmb", "shapes-1_8", seed, cmb)
+        finish("supervised", "small-1_8", seed, supervised)
+        finish("cmb", "small-1_8", seed, cmb)
     results = collect(params, "main")
-    table = tables.layout(results, last)
+    table = tables.text_table(results, last)
     # 1/8 has printed cells; "full" has one of another network alone, which is no comparison
     assert table.head == ("recipe", "1/8 (20)", "gain", "published", "difference", "full", "gain")
     assert table.rows[0][1:5] == ("62.0 ± 2.0 (3)", "–", "61.5", "+0.5")
@@ -87,14 +87,20 @@ def test_a_grids_table_stands_beside_the_published_figures(
     text = tables.markdown(results)
     assert "Published: A 2021 Table 1, B 2021 Table 2, for the same network" in text
     frame = pd.read_csv(io.StringIO(tables.csv(results))).set_index(["recipe", "split"])
-    row = frame.loc[("supervised", "shapes-1_8")]
+    row = frame.loc[("supervised", "small-1_8")]
     assert (row["published"], row["published_in"]) == (pytest.approx(0.615), "A 2021 Table 1")
-    assert frame.loc[("cmb", "shapes-1_8")][["gain_low", "gain_high"]].tolist() == pytest.approx([0.10, 0.12])
+    assert frame.loc[("cmb", "small-1_8")][["gain_low", "gain_high"]].tolist() == pytest.approx([0.10, 0.12])
 
 
 def test_without_published_figures_there_are_no_columns_for_them(params: Params, finish: Finish) -> None:
-    finish("supervised", "shapes-1_8", 0, 0.5)
-    assert tables.layout(collect(params, "main"), last).head == ("recipe", "1/8 (20)", "gain", "full", "gain")
+    finish("supervised", "small-1_8", 0, 0.5)
+    assert tables.text_table(collect(params, "main"), last).head == (
+        "recipe",
+        "1/8 (20)",
+        "gain",
+        "full",
+        "gain",
+    )
 
 
 def test_shares_are_read_and_per_cents_become_fractions(printed: Path) -> None:

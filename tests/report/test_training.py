@@ -22,8 +22,8 @@ DCC = (
 
 
 def keep(finish: Finish, recipe: str, seed: int, text: str) -> None:
-    finish(recipe, "shapes-1_8", seed, 0.5)
-    Run(recipe, "shapes-1_8", seed).history.write_text(text)
+    finish(recipe, "small-1_8", seed, 0.5)
+    Run(recipe, "small-1_8", seed).history.write_text(text)
 
 
 def drawn(axes) -> list[tuple[list[float], list[float]]]:
@@ -63,11 +63,11 @@ def test_what_no_history_says_is_left_out(params: Params, finish: Finish) -> Non
     assert figure is not None
     assert [axes.get_ylabel() for axes in figure.axes] == ["memory filled (%)"]
     assert training.dcc(collect(params, "main")) is None
-    finish("supervised", "shapes-1_8", 0, 0.5)
+    finish("supervised", "small-1_8", 0, 0.5)
     assert training.lacking(collect(params, "main")) == "1 of 2 records have no history.csv beside them"
 
 
 @pytest.mark.parametrize("draw", [training.curves, training.cmb, training.dcc])
 def test_without_histories_there_is_nothing_to_draw(params: Params, finish: Finish, draw) -> None:
-    finish("cmb", "shapes-1_8", 0, 0.5)
+    finish("cmb", "small-1_8", 0, 0.5)
     assert draw(collect(params, "main")) is None

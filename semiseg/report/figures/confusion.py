@@ -1,4 +1,4 @@
-"""What is taken for what: row-normalised confusion matrices of a grid's methods."""
+"""Row-normalised confusion matrices of a grid's methods."""
 
 import math
 
@@ -16,13 +16,9 @@ NUMBERED = 12  # classes: with more, a number does not fit its cell
 
 
 def draw(results: Results) -> Figure | None:
-    """A matrix for each method on the split that most recipes have run; None without counts."""
+    """Draw a matrix for each method, on the split that most recipes have run; None without a method."""
     split = sheet.fullest_split(results)
-    means = {
-        recipe: mean
-        for recipe in sheet.methods_run(results, split)
-        if (mean := shares(results.runs(recipe, split))) is not None
-    }
+    means = {recipe: shares(results.runs(recipe, split)) for recipe in sheet.methods_run(results, split)}
     if not means:
         return None
     classes = results.dataset(split).classes
@@ -34,7 +30,7 @@ def draw(results: Results) -> Figure | None:
         figure.delaxes(axes)
     for axes, (recipe, mean) in zip(grid.flat, means.items(), strict=False):
         picture = axes.imshow(100 * mean, cmap=SEQUENTIAL, vmin=0, vmax=100)
-        seeds = sum(record.confusion is not None for record in results.runs(recipe, split))
+        seeds = len(results.runs(recipe, split))
         axes.set_title(f"{recipe} ({seeds} {'seed' if seeds == 1 else 'seeds'})", fontsize=9)
         _label(axes, classes, mean)
     for axes in grid[:, 0]:
@@ -44,27 +40,17 @@ def draw(results: Results) -> Figure | None:
     return figure
 
 
-def shares(records: list[Record]) -> np.ndarray | None:
-    """(C, C) in [0, 1]: of a truth's pixels (row) the share predicted as each class, a mean over seeds.
+def shares(records: list[Record]) -> np.ndarray:
+    """Return (C, C) in [0, 1]: the share of a true class's pixels predicted as each class, a mean over seeds.
 
-    Nan in the row of a class that no seed's truth has; None where no record has counts.
+    The row of a class that no pixel belongs to is NaN.
     """
-    counts = [np.asarray(record.confusion, np.float64) for record in records if record.confusion is not None]
-    if not counts:
-        return None
+    counts = [np.asarray(record.confusion, np.float64) for record in records]
     totals = [each.sum(axis=1, keepdims=True) for each in counts]
     normalised = [
         each / np.where(total > 0, total, np.nan) for each, total in zip(counts, totals, strict=True)
     ]
     return np.ma.masked_invalid(normalised).mean(axis=0).filled(np.nan)
-
-
-def lacking(results: Results) -> str:
-    """How many records have no counts; "" where all have."""
-    absent = sum(record.confusion is None for record in results.records.values())
-    if not absent:
-        return ""
-    return f"{absent} of {len(results.records)} records hold no counts of pixels: evaluate those runs again"
 
 
 def _label(axes: Axes, classes: tuple[str, ...], mean: np.ndarray) -> None:

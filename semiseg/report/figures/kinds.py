@@ -305,7 +305,6 @@ KINDS = (  # in the order of the page
         "What is taken for what at the last step: of a class's pixels (row) the share predicted as each, a "
         "mean over seeds. A share below 0.5 % has no number.",
         confusion.draw,
-        confusion.lacking,
     ),
     Kind(
         "curves",
