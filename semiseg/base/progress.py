@@ -6,6 +6,7 @@ from typing import Never, TextIO
 from tqdm import tqdm
 
 PAUSE = 30.0  # seconds between two lines of a log file
+DELAY = 1.0  # seconds; shorter work shows nothing
 
 
 class _Lines:
@@ -26,7 +27,7 @@ class _Lines:
 def bar(
     description: str, total: float | None, unit: str, done: int = 0, scale: bool = False
 ) -> "tqdm[Never]":
-    """A bar on stderr of ``total`` units, ``done`` of them already; work of less than a second shows none.
+    """A bar on stderr of ``total`` units, ``done`` of them already; shorter work than DELAY shows none.
 
     ``scale``: write the numbers with k, M and G.
     """
@@ -40,5 +41,5 @@ def bar(
         file=sys.stderr if terminal else _Lines(sys.stderr),
         ncols=None if terminal else 100,
         mininterval=0.1 if terminal else PAUSE,
-        delay=1.0,
+        delay=DELAY,
     )

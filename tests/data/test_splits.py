@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_split_that_cannot_be_read_names_the_command_that_writes_it(
     with pytest.raises(UserError, match=r"a list without an id; .*python pipeline/split\.py mine-1_2 0"):
         splits.read("mine-1_2", 0)
     Path("data/splits/mine-1_2/0/unlabelled.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"unlabelled\.txt: not a text file of ids"):
+    with pytest.raises(UserError, match=r"unlabelled\.txt: not a text file in UTF-8"):
         splits.read("mine-1_2", 0)
 
 
@@ -119,32 +120,59 @@ def test_a_list_that_was_edited_is_refused(
     assert "\n" not in str(refusal.value)
 
 
+def test_lists_of_the_same_images_are_one_set_whatever_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = splits.write_lists("mine", 0, "x", ("ant", "bee"), ("cow",))
+    other = splits.write_lists("mine", 1, "x", ("bee", "ant"), ("cow",))
+    third = splits.write_lists("mine", 2, "x", ("bee", "cow"), ("ant",))
+    assert one.labelled_sha256 != other.labelled_sha256
+    expected = hashlib.sha256(b"ant\nbee\n").hexdigest()
+    assert one.labelled_set_sha256 == other.labelled_set_sha256 == expected
+    assert third.labelled_set_sha256 != expected
+
+
+def test_a_list_of_a_hundred_thousand_images_takes_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ids = [f"{number:06d}" for number in range(100_000)]
+    begin = time.process_time()
+    written = splits.write("mine", 0, ids, 50_000, "mine", without_mask=[f"x{each}" for each in ids])
+    assert len(written.unlabelled) == 150_000
+    assert time.process_time() - begin < 10  # quadratic work would take hours
+
+
 def stage(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(miniature.PIPELINE / f"{name}.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_stage_writes_the_split_and_says_so(mini_project: Path) -> None:
-    done = stage("split", "mini-1_4", "3")
+    done = stage("split", miniature.SPLIT, "3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "mini-1_4, seed 3: 2 labelled, 6 unlabelled images\n"
-    assert len(splits.read("mini-1_4", 3).labelled) == 2
+    assert done.stdout == f"{miniature.SPLIT}, seed 3: 2 labelled, 6 unlabelled images\n"
+    assert len(splits.read(miniature.SPLIT, 3).labelled) == 2
 
 
 def test_the_stage_refuses_fewer_labelled_images_than_a_batch(mini_project: Path) -> None:
     tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree["splits"]["mini-1_8"] = {**tree["splits"]["mini-1_4"], "ratio": "1/8"}
+    tree["datasets"]["mini"]["shares"]["1/8"] = {}
+    tree["grids"]["mini"]["shares"] = ["1/4", "1/8"]
     Path("params.yaml").write_text(yaml.safe_dump(tree))
-    assert parameters.load().splits["mini-1_8"].labelled_count(8) == 1
+    assert parameters.load().share("mini-1_8").labelled_count(8) == 1
     done = stage("split", "mini-1_8", "0")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: params.yaml: splits: mini-1_8: 1 labelled images are fewer")
+    assert done.stderr.startswith(
+        "error: params.yaml: datasets: mini: shares: 1/8: 1 labelled images are fewer"
+    )
     assert done.stderr.count("\n") == 1
     assert not Path("data/splits/mini-1_8").exists()
 
 
 def test_the_stages_of_preparing_start_without_torch(mini_project: Path) -> None:
-    for name, *arguments in (("split", "mini-1_4", "0"), ("download", "mini")):
+    for name, *arguments in (("split", miniature.SPLIT, "0"), ("download", "mini"), ("verify", "mini")):
         script = (
             f"import runpy, sys; sys.argv = {[name, *arguments]!r};"
             f"runpy.run_path({str(miniature.PIPELINE / f'{name}.py')!r}, run_name='__main__');"
