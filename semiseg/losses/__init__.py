@@ -3,6 +3,15 @@
 from semiseg.losses.class_memory import class_memory_loss
 from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss
+from semiseg.losses.hard_examples import hard_cross_entropy
+from semiseg.losses.pseudo_labels import confident_cross_entropy
 from semiseg.losses.supervised import cross_entropy
 
-__all__ = ["class_memory_loss", "cross_entropy", "directional_contrastive_loss", "entropy_loss"]
+__all__ = [
+    "class_memory_loss",
+    "confident_cross_entropy",
+    "cross_entropy",
+    "directional_contrastive_loss",
+    "entropy_loss",
+    "hard_cross_entropy",
+]
