@@ -6,9 +6,7 @@ github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists wher
 and the option for each difference.
 """
 
-import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,10 +22,10 @@ from semiseg.data.augment import (
     random_flip,
     random_scale_crop,
 )
-from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.methods import contract
+from semiseg.methods.common import ramp_up, weak_view
 from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
@@ -92,12 +90,7 @@ def views(config: Config, geometry: Geometry) -> View:
 
     It holds image (3, crop, crop) uint8 and mask (crop, crop) uint8, 255 where padded and 0 elsewhere.
     """
-    return partial(_weak_view, geometry=geometry)
-
-
-def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry) -> dict[str, Tensor]:
-    crop, mask = random_scale_crop_flip(image, None, geometry, generator)
-    return {"image": crop, "mask": mask}
+    return weak_view(geometry)
 
 
 class Method(contract.Method):
@@ -317,11 +310,6 @@ class Method(contract.Method):
             self.task.labelled_images * self.label_frequencies
             + self.task.unlabelled_images * self.pseudo_frequencies
         )
-
-
-def ramp_up(step: int, steps: int) -> float:
-    """exp(−5 (1 − step / steps)²), one from ``steps`` on."""
-    return 1.0 if step >= steps else math.exp(-5 * (1 - step / steps) ** 2)
 
 
 @torch.no_grad()

@@ -49,15 +49,6 @@ def take_step(method: Method, step: int = STEP) -> tuple[Tensor, dict[str, float
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"),
-    [(0, math.exp(-5)), (1000, math.exp(-1.25)), (1500, math.exp(-0.3125)), (2000, 1.0), (9000, 1.0)],
-)
-def test_the_ramp_up_is_a_sigmoid_or_nothing(step: int, expected: float) -> None:
-    assert cmb.ramp_up(step, 2000) == pytest.approx(expected)
-    assert cmb.ramp_up(step, 0) == 1
-
-
-@pytest.mark.parametrize(
     ("step", "filled", "contrasted"),
     [(49, False, False), (50, True, False), (99, True, False), (100, True, True)],
 )
