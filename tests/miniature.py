@@ -21,6 +21,7 @@ SPLIT = "mini-1_4"
 # Options that let a method reach its last phase within STEPS steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "cmb": {"ramp_up_steps": 2, "memory_lead_steps": 1, "memory_size": 8, "memory_confidence": 0.2},
+    "dcc": {"start_share": 0.0, "threshold": 0.3},
 }
 PROTOCOL: dict[str, Any] = {
     "dataset": "mini",
