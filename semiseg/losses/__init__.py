@@ -1,6 +1,8 @@
 """Losses: pure functions, the papers' equations."""
 
+from semiseg.losses.bootstrapped import bootstrapped_cross_entropy
 from semiseg.losses.class_memory import class_memory_loss
+from semiseg.losses.cross_consistency import cross_consistency_loss
 from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss
 from semiseg.losses.hard_examples import hard_cross_entropy
@@ -8,8 +10,10 @@ from semiseg.losses.pseudo_labels import confident_cross_entropy
 from semiseg.losses.supervised import cross_entropy
 
 __all__ = [
+    "bootstrapped_cross_entropy",
     "class_memory_loss",
     "confident_cross_entropy",
+    "cross_consistency_loss",
     "cross_entropy",
     "directional_contrastive_loss",
     "entropy_loss",
