@@ -34,7 +34,11 @@ STAGES = Stages(PARAMS)
 shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
 if not workflow.deployment_settings.deployment_method:
     # Stages run under the Python that runs Snakemake, whether its environment is activated or not.
-    folder = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
+    folder = (
+        shlex.quote(str(Path(sys.executable).parent))
+        .replace("{", "{{")
+        .replace("}", "}}")
+    )
     shell_prefix += f"PATH={folder}:$PATH; "
 shell.prefix(shell_prefix)
 

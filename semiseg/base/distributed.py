@@ -1,8 +1,8 @@
 """One run on several processes, each with its share of the global batch.
 
-A process holds a block of neighbouring images of every batch, so the blocks in the processes' order are the
-global batch. DistributedDataParallel averages the processes' gradients: a loss here is written so that the
-processes' average of it is the loss of the global batch. With one process everything is the identity.
+Each process holds a block of neighbouring images of every batch; in the order of the processes the blocks
+are the global batch. DistributedDataParallel averages the processes' gradients, so every loss is written such
+that its average over the processes is the loss of the global batch. With one process nothing changes.
 """
 
 import warnings
@@ -20,23 +20,23 @@ Rows = TypeVar("Rows", Tensor, tuple[str, ...])
 
 
 def size() -> int:
-    """How many processes train this run together."""
+    """Return how many processes train this run together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes files."""
     return rank() == 0
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started beside this one: NCCL between GPUs, gloo for the host."""
+    """Join the processes that torchrun started: NCCL between GPUs, gloo between hosts."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -45,16 +45,16 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 class Abandoned(UserError):
-    """Another process of the run has ended: torchrun, who says why, ends this one too."""
+    """Another process of the run has ended; torchrun says why, and ends this one too."""
 
     exit_status = EXIT_TRY_AGAIN
 
 
 @contextmanager
 def ended_by(signals: list[int]) -> Iterator[None]:
-    """Raise Abandoned in place of what a collective says of a process that is gone, once SIGTERM has come.
+    """Replace the error of a collective whose partner is gone by Abandoned, once SIGTERM has come.
 
-    ``signals`` holds the signals that have come.
+    ``signals`` holds the numbers of the signals that have come.
     """
     try:
         yield
@@ -66,7 +66,7 @@ def ended_by(signals: list[int]) -> Iterator[None]:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through while the others wait, then they do."""
+    """Let the first process run the block while the others wait, then the others."""
     if not first():
         wait()
     yield
@@ -75,15 +75,15 @@ def first_alone() -> Iterator[None]:
 
 
 def replicated(module: nn.Module) -> nn.Module:
-    """``module``, or around it what averages its gradients over the processes.
+    """Return ``module``, wrapped so that its gradients are averaged if there are several processes.
 
-    Its buffers need no broadcast: every process computes the same. Heads that a schedule has not reached yet
-    take no gradient.
+    Buffers need no broadcast, because every process computes the same. Heads that a schedule has not reached
+    yet take no gradient.
     """
     if size() == 1:
         return module
     with warnings.catch_warnings():
-        # From torch 2.15 on broadcast_buffers has another name, which earlier ones do not know.
+        # torch 2.15 renamed broadcast_buffers; earlier versions do not know the new name.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
@@ -92,7 +92,7 @@ def replicated(module: nn.Module) -> nn.Module:
 
 
 def own(rows: Tensor) -> Tensor:
-    """This process's block of the global batch's rows (N, ...); N is a multiple of the processes."""
+    """Return this process's block of the global batch's rows (N, ...); N is a multiple of the processes."""
     if size() == 1:
         return rows
     return rows.unflatten(0, (size(), -1))[rank()]
@@ -107,13 +107,13 @@ def uniform(rows: int, *shape: int, device: torch.device) -> Tensor:
 
 
 def dealt(rows: Rows) -> Rows:
-    """Every process's share of things that all of them hold, dealt out in turn."""
+    """Return this process's share of rows that all processes hold, dealt out in turn."""
     return rows[rank() :: size()]
 
 
 @torch.no_grad()
 def gathered(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of all processes in their order, without gradient; N is the same in each."""
+    """Return the rows (N, ...) of all processes in order, without gradient; N is the same in each."""
     if size() == 1:
         return rows.detach()
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size())]
@@ -122,7 +122,7 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def following(rows: Tensor) -> Tensor:
-    """For each of this process's rows the next one of the global batch, whose first follows the last."""
+    """Return, for each row of this process, the next row of the global batch; the first follows the last."""
     after = gathered(rows[:1]).roll(-1, dims=0)[rank() :][:1]
     return torch.cat((rows[1:], after))
 
@@ -131,7 +131,7 @@ def following(rows: Tensor) -> Tensor:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of all processes' values, with a gradient to those of each."""
+    """Return the sum of all processes' values, with a gradient to each of them."""
     if size() == 1:
         return values
     total: Tensor = _Sum.apply(values)
@@ -139,18 +139,21 @@ def summed(values: Tensor) -> Tensor:
 
 
 def averaged(values: Tensor) -> Tensor:
-    """The mean of all processes' values, with a gradient to those of each."""
+    """Return the mean of all processes' values, with a gradient to each of them."""
     return summed(values) / size()
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """This process's part of Σ total / Σ count: the average of all parts is that mean; zero of nothing."""
+    """Return this process's part of Σ total / Σ count, whose average over processes is that mean.
+
+    Returns zero if Σ count is zero.
+    """
     count = summed(count)
     return size() * total / torch.where(count > 0, count, 1)
 
 
 def largest(number: int) -> int:
-    """The largest of all processes' numbers. Their hosts wait for each other, not for the devices."""
+    """Return the largest of all processes' numbers. The hosts wait for each other, not for the devices."""
     if size() == 1:
         return number
     numbers = torch.tensor(number)
@@ -159,23 +162,26 @@ def largest(number: int) -> int:
 
 
 def agreed(wish: bool) -> bool:
-    """Whether any process wishes it."""
+    """Return whether any process wishes it."""
     return bool(largest(wish))
 
 
 def wait() -> None:
-    """Until every process has come here."""
+    """Wait until every process has come here."""
     agreed(False)
 
 
 def abandon() -> NoReturn:
-    """Wait for the end of another process, which cannot go on: torchrun reports who ends first."""
-    wait()  # it never comes
+    """Wait to be ended by torchrun, which reports the process that failed first."""
+    wait()  # the failed process never comes here
     raise Abandoned("another process of the run has ended")
 
 
 class _Sum(torch.autograd.Function):
-    """Each process's value is in every process's sum: the gradient is the sum of theirs."""
+    """A differentiable all-reduce: every value is in every sum, so the gradients are summed too.
+
+    torch 2.15 deprecates its own, torch.distributed.nn.functional.all_reduce, without a public successor.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What went wrong, in one line that a person can act on."""
+"""Errors as one line that a person can act on, and the exit statuses of the stages."""
 
 import errno
 import os
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_BAD_INPUT = 2
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: the next start may well go on
-EXIT_INTERRUPTED = 130  # what a shell says of a process that ctrl-C ended
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: started again, the stage may go on
+EXIT_INTERRUPTED = 130  # a shell's status of a process that ctrl-C ended
 INTERRUPTED = "interrupted; give the same command again to go on"
-# The disk is full, or does not let itself be written to.
+# The disk is full or cannot be written to.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
-    """Bad input, or a state of the machine that the user must mend.
+    """Bad input, or a state of the machine that the user has to mend.
 
-    The message is one line: what is wrong, where (the key or the file), what to do.
+    The message is one line: what is wrong, where (the key or the file), and what to do.
     """
 
     exit_status = EXIT_BAD_INPUT
@@ -28,9 +28,9 @@ class UserError(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit status 2 (or the error's own).
+    """Turn errors that a user can mend into one line on stderr and exit status 2 (or the error's own).
 
-    Everything else is a defect of this project and keeps its traceback.
+    Any other exception is a defect of this project and keeps its traceback.
     """
     threading.excepthook = _leave_to_main_thread
     signal.signal(signal.SIGINT, _interrupt)
@@ -51,7 +51,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A KeyboardInterrupt; while a module is loaded the end at once, for some (pandas's) swallow it."""
+    """Raise KeyboardInterrupt; while a module is loading exit at once, for pandas would swallow it."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _say(INTERRUPTED)
@@ -61,7 +61,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_to_main_thread(arguments: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writing thread prints a full disk's traceback; the main thread is told as well."""
+    """Hide a full disk's traceback from TensorBoard's writing thread; the main thread meets the error too."""
     error = arguments.exc_value
     if not (isinstance(error, OSError) and error.errno in DISK):
         threading.__excepthook__(arguments)
@@ -69,7 +69,7 @@ def _leave_to_main_thread(arguments: threading.ExceptHookArgs) -> None:
 
 def _end(said: str, status: int) -> None:
     if status == EXIT_TRY_AGAIN:
-        # Python gives its handlers up while it ends: another SIGTERM would then take the status's place.
+        # Python drops its handlers while it exits; another SIGTERM would then replace the status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _say(said)
     sys.exit(status)
@@ -78,5 +78,5 @@ def _end(said: str, status: int) -> None:
 def _say(error: str) -> None:
     try:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    except OSError:  # whoever kept the log has gone, or its disk is full: the status must outlive that
+    except OSError:  # the reader of the log is gone, or its disk is full; the status must survive
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

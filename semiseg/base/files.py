@@ -10,7 +10,7 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk, rename it, and flush the folder.
 
-    On any error the temporary file is removed and ``path`` is as it was; an OSError (a full disk) names it.
+    On an error the temporary file is removed and ``path`` stays as it was; an OSError names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush to disk which files ``folder`` holds, so that a rename outlasts a power cut."""
+    """Flush the entries of ``folder`` to disk, so that a rename outlasts a power cut."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -37,12 +37,12 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes; nobody else may be writing into ``folder``."""
+    """Remove the temporary files of killed processes. No other process may be writing into ``folder``."""
     for leftover in folder.glob(".*.partial"):
         leftover.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8, line feeds as they are) to ``path``, whole or not at all."""
+    """Write ``text`` to ``path`` as UTF-8 with unchanged line feeds, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")

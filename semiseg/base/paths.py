@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the project's folder (the working directory of every stage)."""
+"""Where files lie, relative to the project's folder, which is the working directory of every stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ RESULTS = Path("results")
 
 
 def dataset(name: str) -> Path:
-    """The prepared dataset ``name``, with its manifest.json."""
+    """Return the folder of the prepared dataset ``name``, with its manifest.json."""
     return DATA / name
 
 
 def split(name: str, seed: int) -> Path:
-    """The folder of a split's labelled.txt and unlabelled.txt for one seed."""
+    """Return the folder of a split's labelled.txt and unlabelled.txt for one seed."""
     return DATA / "splits" / name / str(seed)
 
 

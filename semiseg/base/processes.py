@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it."""
+"""Processes that end with their parent."""
 
 import ctypes
 import sys
@@ -7,6 +7,6 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent(number: int) -> None:
-    """Be sent the signal ``number`` when the parent ends, however it does; on Linux."""
+    """Ask Linux to send the signal ``number`` to this process when its parent ends in any way."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -1,4 +1,4 @@
-"""Where a number comes from: the code's revision, the packages, the machine."""
+"""Where a number comes from: the revision of the code, the packages, the machine."""
 
 import importlib.metadata
 import platform
@@ -11,11 +11,11 @@ import torch
 from semiseg.base import distributed
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
-CODE = ("semiseg", "pipeline", "params.yaml")  # what a revision must have unmodified
+CODE = ("semiseg", "pipeline", "params.yaml")  # modified files here mark a revision
 
 
 def revision() -> str:
-    """The git commit of the working folder, "-modified" behind it when tracked code differs from it."""
+    """Return the git commit of the working folder, with "-modified" if tracked code differs from it."""
     try:
         commit = _git("rev-parse", "HEAD")
         modified = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
@@ -25,13 +25,13 @@ def revision() -> str:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what computes the numbers."""
+    """Return the versions of Python and of the packages that compute the numbers."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **versions}
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the processor's with the number of threads in use; how many run together."""
+    """Return the name of the GPU, or of the processor with its threads, and how many train together."""
     together = f"{distributed.size()} x " if distributed.size() > 1 else ""
     if device.type == "cuda":
         return together + torch.cuda.get_device_name(device)
@@ -39,7 +39,7 @@ def device_name(device: torch.device) -> str:
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

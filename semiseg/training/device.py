@@ -1,11 +1,11 @@
-"""One device for one run, or several.
+"""Claim the device, or the devices, of a run.
 
-Engines only count GPUs, they hand none out: a run claims its own with a file lock, before CUDA starts. The
-lock goes with the process, however that ends. It bears the GPU's UUID, for one run may name it by that and
-another by its index. SLURM does hand GPUs out: a job's only one is used as it is, and several are shared
-among the job's own runs.
+Engines count GPUs but do not hand them out, so a run claims its own with a file lock before CUDA starts. The
+lock ends with the process. It is named by the GPU's UUID, because one run may name a GPU by its UUID and
+another by its index. SLURM does hand out GPUs: a job's only GPU is used without a lock, and several are
+shared among the job's own runs.
 
-With ``SEMISEG_DEVICE=cpu`` a run holds its GPU and computes on the CPU, to try a scheduler without CUDA.
+With ``SEMISEG_DEVICE=cpu`` a run holds its GPU but computes on the CPU, to try a scheduler without CUDA.
 """
 
 import os
@@ -28,9 +28,9 @@ COMPUTE_ON = "SEMISEG_DEVICE"
 
 @contextmanager
 def claimed(threads: int) -> Iterator[torch.device]:
-    """Yield a GPU that no other run of this machine holds, waiting for one; the CPU where there is none.
+    """Wait for a GPU that no other run on this machine holds, and yield it; without any GPU, yield the CPU.
 
-    ``threads`` is the number of CPU threads that torch may use. Raises UserError where a GPU is visible and
+    ``threads`` is the number of CPU threads that torch may use. Raises UserError if a GPU is visible but
     torch finds no CUDA.
     """
     torch.set_num_threads(threads)
@@ -54,10 +54,10 @@ def claimed(threads: int) -> Iterator[torch.device]:
 
 @contextmanager
 def claimed_together(count: int) -> Iterator[None]:
-    """Hold ``count`` GPUs for one run of as many processes, and let those it starts see no other.
+    """Hold ``count`` GPUs for a run of as many processes, and hide all others from these.
 
-    One run at a time collects several, so no two wait for each other's. Raises UserError where there are
-    fewer.
+    Only one run at a time collects several GPUs, so that no two wait for each other. Raises UserError if
+    there are fewer GPUs.
     """
     _count_as_nvidia_smi()
     gpus = _by_uuid(visible_gpus())
@@ -82,7 +82,7 @@ def claimed_together(count: int) -> Iterator[None]:
 
 
 def of_process(threads: int) -> torch.device:
-    """The device of one of the processes that torchrun has started together."""
+    """Return the device of this process, one of those that torchrun started together."""
     torch.set_num_threads(threads)
     _count_as_nvidia_smi()
     place = int(os.environ["LOCAL_RANK"])
@@ -100,7 +100,7 @@ def _cpu() -> torch.device:
 
 
 def _device(gpu: str, place: int = 0) -> torch.device:
-    """What a run computes on that holds ``gpu``, at ``place`` among those that CUDA may see."""
+    """Return the device of a run that holds ``gpu``, at ``place`` among the GPUs that CUDA may see."""
     if os.environ.get(COMPUTE_ON) == "cpu":
         print(f"{COMPUTE_ON}=cpu: holding GPU {gpu} and running on the CPU", file=sys.stderr)
         return _cpu()
@@ -114,18 +114,18 @@ def _device(gpu: str, place: int = 0) -> torch.device:
 
 
 def _granting_job() -> str | None:
-    """The SLURM job that has granted the visible GPUs, if one has.
+    """Return the SLURM job that granted the visible GPUs, if there is one.
 
-    Where SLURM confines a job to its devices, every job's first GPU has the id 0: a lock on the bare id would
-    make jobs wait for each other.
+    If SLURM confines jobs to their devices, every job's first GPU has the id 0, and a lock on the bare id
+    would make jobs wait for each other.
     """
     return os.environ.get("SLURM_JOB_ID") if "CUDA_VISIBLE_DEVICES" in os.environ else None
 
 
 def visible_gpus() -> list[str]:
-    """The ids in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists, else none.
+    """Return the ids in CUDA_VISIBLE_DEVICES, or those that nvidia-smi lists, or none.
 
-    Raises UserError where there may be a GPU and nothing tells which: it is not replaced by the CPU.
+    Raises UserError if there may be a GPU that nothing names: the CPU must not replace it silently.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
@@ -147,7 +147,7 @@ def visible_gpus() -> list[str]:
 
 
 def _listed() -> dict[str, str]:
-    """Each GPU's UUID by its index, as nvidia-smi has them. Raises OSError or SubprocessError."""
+    """Return each GPU's UUID by its index, from nvidia-smi. Raises OSError or SubprocessError."""
     listing = subprocess.run(
         ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
         check=True,
@@ -160,7 +160,7 @@ def _listed() -> dict[str, str]:
 
 
 def _by_uuid(ids: list[str]) -> dict[str, str]:
-    """The ``ids`` by the UUIDs of their GPUs; one that nvidia-smi does not know, a MIG's say, by itself."""
+    """Return the ``ids`` by the UUIDs of their GPUs; one that nvidia-smi does not know stands for itself."""
     try:
         listed = _listed()
     except FileNotFoundError:
@@ -175,13 +175,13 @@ def _by_uuid(ids: list[str]) -> dict[str, str]:
 
 
 def _uuid(gpu: str, listed: Mapping[str, str]) -> str:
-    """Of a GPU named by its index, its UUID or, as CUDA allows, a UUID's beginning that no other has."""
+    """Return the UUID of a GPU that is named by its index, its UUID, or the unique beginning of its UUID."""
     begun = [uuid for uuid in listed.values() if uuid.startswith(gpu)]
     return listed.get(gpu) or (begun[0] if len(begun) == 1 else gpu)
 
 
 def _lock_folder() -> Path:
-    """Shared by all users and checkouts of the machine."""
+    """Return the folder of locks that all users and checkouts of the machine share."""
     folder = Path(tempfile.gettempdir(), "semiseg-gpus")
     folder.mkdir(exist_ok=True)
     if folder.stat().st_uid == os.getuid():
@@ -191,7 +191,7 @@ def _lock_folder() -> Path:
 
 
 def _claim(gpus: Mapping[str, str], folder: Path, prefix: str) -> tuple[FileLock, str]:
-    """The lock, held, of one of the ``gpus``, ids by the names of their locks."""
+    """Wait for one of the ``gpus``, ids by the names of their locks; return its held lock and its id."""
     waiting = False
     while True:
         for name, gpu in gpus.items():

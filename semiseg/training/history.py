@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: history.csv, TensorBoard events, a progress bar."""
+"""The history of a run while it trains: history.csv, TensorBoard events, a progress bar."""
 
 import contextlib
 import math
@@ -13,21 +13,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from semiseg.base import distributed
-from semiseg.base.errors import UserError
 from semiseg.base.files import written_whole
 from semiseg.methods.contract import Logs
+from semiseg.training.divergence import Diverged
 
-PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
-
-
-class Diverged(UserError):
-    """A loss or the gradient is not finite at ``step``."""
-
-    exit_status = 3
-
-    def __init__(self, said: str, step: int) -> None:
-        super().__init__(said)
-        self.step = step
+PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
 
 
 def _is_of_val(column: str) -> bool:
@@ -35,11 +25,11 @@ def _is_of_val(column: str) -> bool:
 
 
 class History:
-    """Collects the logs of every step on the device and reads them all at once every few steps.
+    """Collect the logs of every step on the device, and read them all at once every few steps.
 
-    ``rows`` and ``unwritten``, the logs of the steps behind the last row, are what a checkpoint carries: so
-    when one is written has no trace in history.csv. Of several processes, which average their logs, the first
-    alone writes and speaks.
+    A checkpoint carries ``rows`` and ``unwritten``, the logs of the steps after the last row, so history.csv
+    does not depend on when checkpoints are written. Several processes average their logs, and only the first
+    one writes and prints.
     """
 
     def __init__(
@@ -83,13 +73,13 @@ class History:
         self._bar.close()
 
     def add(self, step: int, logs: Logs) -> None:
-        """Keep the logs of step ``step`` (from 0) on the device."""
+        """Keep the logs of step ``step``, counted from 0, on the device."""
         self._pending.append((step, logs))
         self._last_step, self._timed = step + 1, self._timed + 1
         self._bar.update()
 
     def read(self) -> None:
-        """Read what was added from the device. Raises Diverged naming the step and what is not finite."""
+        """Copy the added logs from the device. Raises Diverged if one of them is not finite."""
         if not self._pending:
             return
         names = list(self._pending[0][1])
@@ -102,7 +92,7 @@ class History:
         self._pending = []
 
     def flush(self, learning_rate: float, images_per_step: int) -> None:
-        """Read what was added: one row of means over the steps since the last. Raises Diverged."""
+        """Write one row: the means of the logs since the last row. Raises Diverged."""
         self.read()
         if not self.unwritten:
             return
@@ -123,17 +113,17 @@ class History:
         self._tell(row, names)
 
     def validated(self, scores: dict[str, float]) -> None:
-        """Put figures of the val list ("val_miou_student", …) into the last row."""
+        """Add figures of the val list, such as "val_miou_student", to the last row."""
         self.rows[-1].update(scores)
         self._write(scores)
         self._tick = time.perf_counter()
 
     def is_validated(self, step: int) -> bool:
-        """Whether the last row is of ``step`` and holds figures of the val list."""
+        """Return whether the last row is that of ``step`` and holds figures of the val list."""
         return bool(self.rows) and self.rows[-1]["step"] == step and any(map(_is_of_val, self.rows[-1]))
 
     def _write(self, news: dict[str, float]) -> None:
-        """Write all rows, and to TensorBoard what is new in the last of them."""
+        """Write all rows to history.csv, and the news of the last one to TensorBoard."""
         if self._events is None:
             return
         with written_whole(self._path) as temporary:
@@ -158,7 +148,7 @@ class History:
         self._spoke = now
         left = (self._steps - step) * (now - self._began) / (step - self._first)
         said = " ".join(f"{name} {value}" for name, value in losses.items())
-        with contextlib.suppress(OSError):  # a run does not end with whoever keeps its log
+        with contextlib.suppress(OSError):  # the run outlives the reader of its log
             print(
                 f"{self._title}: step {step}/{self._steps}, {said}, {rate} images/s, "
                 f"{tqdm.format_interval(left)} left",

@@ -1,4 +1,4 @@
-"""torchrun on the stage itself: one process a GPU, which begin and end together."""
+"""Start a stage under torchrun: one process for each GPU, which begin and end together."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ PATIENCE = 5.0  # seconds
 
 
 class Ended(UserError):
-    """The processes of a run have ended before their work."""
+    """The processes of a run ended before their work was done."""
 
     def __init__(self, line: str, exit_status: int) -> None:
         super().__init__(line)
@@ -36,14 +36,14 @@ class Ended(UserError):
 
 
 def start(title: str, processes: int) -> None:
-    """Run this very command in ``processes`` processes of this machine, and wait for them.
+    """Run this command in ``processes`` processes on this machine, and wait for them.
 
-    When one of them dies, the others end too. SIGTERM reaches all, which save at the same step. Raises Ended
-    with one line, and the status, of what ended them.
+    If one of them dies, the others end too. SIGTERM reaches all of them, and they save at the same step.
+    Raises Ended with one line and the status of the process that ended first.
     """
     signal.signal(signal.SIGTERM, _end_once)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said below
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning when every head takes a gradient
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # repeated below
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides a warning if every head takes a gradient
     with tempfile.TemporaryDirectory() as folder:
         together = LaunchConfig(
             min_nodes=1,
@@ -70,13 +70,13 @@ def start(title: str, processes: int) -> None:
 
 
 def _end_once(number: int, frame: FrameType | None) -> NoReturn:
-    """As torchrun does, but once: further ones would end those that it waits for before they save."""
+    """Handle SIGTERM as torchrun does, but once: another would end the processes before they save."""
     signal.signal(number, signal.SIG_IGN)
     raise SignalException("SIGTERM", signal.SIGTERM)
 
 
 def _tell(title: str, processes: int, failure: ProcessFailure) -> None:
-    """Say what the first process that ended could not say itself."""
+    """Report for the first process that ended why it did."""
     if failure.exitcode < 0:
         raise Ended(
             f"{title}: process {failure.local_rank + 1} of {processes} was killed ({failure.signal_name()}); "
@@ -86,22 +86,22 @@ def _tell(title: str, processes: int, failure: ProcessFailure) -> None:
     if isinstance(failure.message, dict):
         _, line = failure.message["message"].split(": ", 1)  # the exception's type and text
         raise Ended(line, failure.exitcode) from None
-    sys.exit(failure.exitcode)  # its own words stand above
+    sys.exit(failure.exitcode)  # it printed its own message
 
 
 def started() -> bool:
-    """Whether this process is one of those that torchrun has started."""
+    """Return whether torchrun started this process."""
     return distributed.is_torchelastic_launched()
 
 
 @contextmanager
 def one_of_several() -> Iterator[None]:
-    """A process that ends with the one that started it, and leaves it to say what is wrong."""
+    """End this process with its parent, and leave the message of its error to the parent."""
     end_with_parent(signal.SIGKILL)
     try:
         yield
     except RuntimeError:
-        # If another process has ended before, the SIGTERM that torchrun sends then ends this one here.
+        # If another process ended first, torchrun's SIGTERM ends this one here.
         time.sleep(PATIENCE)
         raise
     except UserError as error:

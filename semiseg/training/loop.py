@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,10 +18,11 @@ from semiseg.data.streams import evaluation_images
 from semiseg.methods import contract
 from semiseg.methods.contract import Task
 from semiseg.models.network import SegmentationNetwork
-from semiseg.training import checkpoint
-from semiseg.training.batches import Batch, batches
+from semiseg.training import checkpoint, divergence
+from semiseg.training.batches import batches
 from semiseg.training.checkpoint import Checkpoint, Networks
-from semiseg.training.history import Diverged, History
+from semiseg.training.divergence import Diverged
+from semiseg.training.history import History
 from semiseg.training.sitting import Sitting, noted_signals
 from semiseg.training.step import new_learner, poly, seed_everything, sgd, take_step
 
@@ -58,7 +58,7 @@ def train(
     if distributed.first():
         remove_leftovers(run.checkpoints)
         remove_leftovers(run.artefacts)
-    _refuse_to_diverge_again(config)
+    divergence.refuse_again(config)
     options = contract.configured(config.method, config.options, protocol)
     view = contract.views(config.method, options, protocol.geometry)
     read = partial(batches, config, dataset, split, view, device)
@@ -117,8 +117,7 @@ def train(
                     history.flush(rate, images_per_step)
                 state.seconds += time.perf_counter() - tick
         except Diverged as error:
-            kept = _keep_inputs(config, error.step, next(read(error.step, error.step + 1)))
-            raise Diverged(f"{error}; {_after_divergence(kept)}", error.step) from None
+            raise divergence.explained(config, error, next(read(error.step, error.step + 1))) from None
     if distributed.first():
         if resumed_at == protocol.steps:
             print(f"{run}: had taken its last step; its network is written again", file=sys.stderr)
@@ -200,41 +199,3 @@ def _write_model(
         "peak_memory_mib": state.peak_memory_mib,
     }
     checkpoint.write(model, config.run.artefacts / "model.pt")
-
-
-# --- divergence ---------------------------------------------------------------------------------------------
-
-
-def _keep_inputs(config: RunConfig, step: int, batch: Batch) -> Path:
-    """Write the inputs of step ``step`` beside the checkpoint, and return the file's path."""
-    labelled, unlabelled = batch
-    inputs = {
-        "config_sha256": config.digest(),
-        "step": step,
-        "images": distributed.gathered(labelled.images).cpu(),
-        "masks": distributed.gathered(labelled.masks).cpu(),
-        "views": {name: distributed.gathered(view).cpu() for name, view in (unlabelled or {}).items()},
-    }
-    path = config.run.checkpoints / f"nan-step-{step}.pt"
-    if distributed.first():
-        checkpoint.write(inputs, path)
-    return path
-
-
-def _refuse_to_diverge_again(config: RunConfig) -> None:
-    """Refuse a run that diverged before: an engine that retries failures would repeat it again and again."""
-    for kept in config.run.checkpoints.glob("nan-step-*.pt"):
-        try:
-            found = checkpoint.read(kept)
-        except ValueError:  # it was not written whole; training meets the loss again
-            continue
-        if found["config_sha256"] == config.digest():
-            step = found["step"]
-            raise Diverged(f"{config.run}: diverged at step {step} before; {_after_divergence(kept)}", step)
-
-
-def _after_divergence(kept: Path) -> str:
-    return (
-        f"the step's inputs are in {kept}; lower learning_rate or set clip_norm in the protocol, "
-        f"then remove {kept.parent} to train from the start (or {kept.name} alone to try once more)"
-    )

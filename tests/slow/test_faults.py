@@ -16,7 +16,7 @@ from semiseg.methods import supervised
 from semiseg.training import checkpoint, loop
 from semiseg.training import step as learning
 from semiseg.training.device import enough_memory
-from semiseg.training.history import Diverged
+from semiseg.training.divergence import Diverged
 from tests.slow.faults import RUN, WHERE, during_step, edit, interrupt, same, train
 from tests.tiny import tiny_network
 

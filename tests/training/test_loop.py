@@ -19,7 +19,8 @@ from semiseg.base.parameters import Optimiser
 from semiseg.data import prepared, splits
 from semiseg.training import checkpoint, loop
 from semiseg.training import step as learning
-from semiseg.training.history import Diverged, History
+from semiseg.training.divergence import Diverged
+from semiseg.training.history import History
 from tests import miniature
 
 RUN = paths.Run("supervised", "mini-1_4", 0)
