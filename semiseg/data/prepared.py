@@ -106,8 +106,8 @@ def open_dataset(name: str, config: Dataset) -> PreparedDataset:
 
 
 def remedy(name: str) -> str:
-    """What to do where a dataset is not prepared, or no longer as it was."""
-    return f"prepare it with: python pipeline/download.py {name}"
+    """What to do if a dataset is not prepared, or no longer as it was prepared."""
+    return f"prepare '{name}' with: python pipeline/download.py {name}"
 
 
 def is_prepared(name: str, config: Dataset) -> bool:
@@ -159,12 +159,12 @@ def check_scored(dataset: PreparedDataset, listed: str) -> None:
     manifest = read_manifest(dataset.folder) or {}
     if listed not in manifest["pixels"]:
         raise UserError(
-            f"{dataset.folder}: there is no list '{listed}' to be scored on; add {listed}.txt to it, "
-            f"or let its evaluate in params.yaml name one of {', '.join(manifest['pixels'])}"
+            f"{_origin(dataset)}: there is no list '{listed}' to be scored on; add {listed}.txt to it, "
+            f"or let the dataset's evaluate in params.yaml name one of {', '.join(manifest['pixels'])}"
         )
     if not _labelled_pixels(manifest["pixels"][listed]):
         raise UserError(
-            f"{dataset.folder}: every pixel of '{listed}' is {IGNORE}, which is not scored; correct its masks"
+            f"{_origin(dataset)}: every pixel of '{listed}' is {IGNORE}, which is not scored; correct its masks"
         )
 
 
@@ -174,9 +174,15 @@ def check_labelled(dataset: PreparedDataset, ids: Iterable[str]) -> None:
         if (decode_mask(dataset.mask_path(each), None, len(dataset.classes)) != IGNORE).any():
             return
     raise UserError(
-        f"{dataset.folder}: every pixel of the labelled images is {IGNORE}, so there is nothing to learn "
+        f"{_origin(dataset)}: every pixel of the labelled images is {IGNORE}, so there is nothing to learn "
         "from; correct their masks"
     )
+
+
+def _origin(dataset: PreparedDataset) -> str:
+    """The folder whose files a user can correct."""
+    manifest = read_manifest(dataset.folder) or {}
+    return str(manifest["source"].get("path", dataset.folder))
 
 
 def check_published(listed: str, ids: Collection[str], count: int, sha256: str) -> None:

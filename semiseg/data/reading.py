@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.data.decoding import decode_image, decode_mask
-
-# Preparing a dataset again mends whatever has changed since.
-REMEDY = "prepare the dataset again: python pipeline/download.py <its name>"
+from semiseg.data.prepared import remedy
 
 
 def read_image(path: Path) -> Tensor:
@@ -20,7 +19,7 @@ def read_image(path: Path) -> Tensor:
     try:
         return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
     except UserError as error:
-        raise UserError(f"{error}; {REMEDY}") from None
+        raise _with_remedy(error, path) from None
 
 
 def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
@@ -32,4 +31,11 @@ def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
     try:
         return torch.from_numpy(decode_mask(path, (image.shape[-2], image.shape[-1]), num_classes))
     except UserError as error:
-        raise UserError(f"{error}; {REMEDY}") from None
+        raise _with_remedy(error, path) from None
+
+
+def _with_remedy(error: UserError, path: Path) -> UserError:
+    """Preparing a dataset again mends whichever of its files has changed."""
+    if not path.is_relative_to(paths.DATA):
+        return error
+    return UserError(f"{error}; {remedy(path.relative_to(paths.DATA).parts[0])}")

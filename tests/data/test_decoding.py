@@ -196,10 +196,17 @@ def test_a_broken_mask_and_an_absent_file_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "none.jpg")
 
 
-def test_only_a_prepared_file_is_mended_by_preparing_again(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"?")
-    with pytest.raises(UserError) as refusal:
-        decode_image(tmp_path / "a.png")
-    assert "download.py" not in str(refusal.value)
-    with pytest.raises(UserError, match=r"python pipeline/download\.py"):
-        read_image(tmp_path / "a.png")
+def test_only_a_prepared_file_is_mended_by_preparing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("own/images/a.png"), Path("data/mine/images/a.png")):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"?")
+        with pytest.raises(UserError) as refusal:
+            decode_image(path)
+        assert "download.py" not in str(refusal.value)
+        with pytest.raises(UserError) as refusal:
+            read_image(path)
+        prepared = path.parts[0] == "data"
+        assert str(refusal.value).endswith("python pipeline/download.py mine") == prepared

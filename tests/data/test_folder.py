@@ -301,7 +301,7 @@ def test_the_stages_tell_what_is_there_and_refuse_what_teaches_nothing(own: Path
         taught = "a" in splits.draw(ids, 2, seed)[0]
         done = stage("split", miniature.SPLIT, str(seed))
         assert done.returncode == (0 if taught else 2), done.stderr
-        assert taught or done.stderr.startswith("error: data/mini: every pixel of the labelled images is 255")
+        assert taught or done.stderr.startswith("error: mine: every pixel of the labelled images is 255")
         assert done.stderr.count("\n") == (0 if taught else 1)
         statuses.add(done.returncode)
     assert statuses == {0, 2}
