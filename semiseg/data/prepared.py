@@ -159,12 +159,13 @@ def check_scored(dataset: PreparedDataset, listed: str) -> None:
     manifest = read_manifest(dataset.folder) or {}
     if listed not in manifest["pixels"]:
         raise UserError(
-            f"{_origin(dataset)}: there is no list '{listed}' to be scored on; add {listed}.txt to it, "
+            f"{_origin(dataset)}: there is no list '{listed}' to be scored on; add {listed}.txt, "
             f"or let the dataset's evaluate in params.yaml name one of {', '.join(manifest['pixels'])}"
         )
     if not _labelled_pixels(manifest["pixels"][listed]):
         raise UserError(
-            f"{_origin(dataset)}: every pixel of '{listed}' is {IGNORE}, which is not scored; correct its masks"
+            f"{_origin(dataset)}: every pixel of '{listed}' is {IGNORE}, which is not scored; correct the "
+            "masks"
         )
 
 
