@@ -1,5 +1,6 @@
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -138,6 +139,20 @@ def test_a_digest_is_checked(project: Path) -> None:
     archives.check_digest(Path("a.tar"), SHA256)
     with pytest.raises(UserError, match=rf"a\.tar: its sha256 is {SHA256}, expected 12; remove it"):
         archives.check_digest(Path("a.tar"), "12")
+
+
+def test_a_disk_without_room_is_told_before_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.tar", "b.zip"):
+        Path(name).write_bytes(b"x" * 600)
+    usage = shutil.disk_usage(".")
+    for free, enough in ((1200, True), (1199, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        if enough:
+            archives.check_room(Path(), Path("a.tar"), Path("b.zip"))
+            continue
+        with pytest.raises(UserError, match=r"unpacking needs 0\.0 GB, .* free space") as refusal:
+            archives.check_room(Path(), Path("a.tar"), Path("b.zip"))
+        assert "\n" not in str(refusal.value)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
