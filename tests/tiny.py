@@ -2,15 +2,15 @@
 
 from torch import Tensor, nn
 
-from semiseg.models.network import Maps, SegmentationNetwork
+from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
 
-class Backbone(nn.Module):
+class TinyBackbone(Backbone):
     """Convolution, batch norm, ReLU at ``stride`` pixels a position; both maps are the same."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        self.low_channels = self.high_channels = channels
+        self.channels = (channels, channels)
         self.output_stride = stride
         self.layers = nn.Sequential(
             nn.Conv2d(3, channels, stride + 1, stride, stride // 2), nn.BatchNorm2d(channels), nn.ReLU()
@@ -18,25 +18,25 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Maps:
         features = self.layers(images)
-        return Maps(features, features)
+        return features, features
 
 
 class Decoder(nn.Module):
-    """One convolution of the high map."""
+    """One convolution of the last map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
 
     def forward(self, maps: Maps) -> Tensor:
-        features: Tensor = self.layers(maps.high)
+        features: Tensor = self.layers(maps[-1])
         return features
 
 
 def tiny_network(num_classes: int, feature_channels: int = 8, stride: int = 4) -> SegmentationNetwork:
     """Return a network with ``feature_channels`` channels in every map, ``stride`` pixels a position."""
     return SegmentationNetwork(
-        Backbone(feature_channels, stride),
+        TinyBackbone(feature_channels, stride),
         Decoder(feature_channels),
         nn.Conv2d(feature_channels, num_classes, 1),
         num_classes=num_classes,

@@ -1,6 +1,6 @@
 """The form of every segmentation network: backbone -> decoder -> classifier."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,25 @@ from torch.nn.functional import interpolate
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Maps = tuple[Tensor, ...]
+"""A backbone's feature maps (B, channels, h, w) for the decoder, from the first layers to the last."""
 
-class Maps(NamedTuple):
-    """The backbone's feature maps that decoders use, for an output stride s."""
 
-    low: Tensor  # (B, low_channels, H/4, W/4), sizes rounded up
-    high: Tensor  # (B, high_channels, H/s, W/s), sizes rounded up
+class Backbone(nn.Module):
+    """Base of the backbones: turns normalised images (B, 3, H, W) into ``Maps`` and describes them.
+
+    A convolutional backbone returns two maps: one at stride 4, and its last one at ``output_stride``. Sizes
+    are rounded up.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1], which the weights were trained on
+    std: tuple[float, float, float] = IMAGENET_STD
+    channels: tuple[int, ...]  # of each map
+    output_stride: int  # pixels a position of the last map
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of this backbone, under its own names, in the state dict of a classifier."""
+        raise NotImplementedError
 
 
 class SegmentationNetwork(nn.Module):
@@ -22,7 +35,7 @@ class SegmentationNetwork(nn.Module):
 
     ``backbone`` maps normalised images to ``Maps``, ``decoder`` maps these to features (B, feature_channels,
     h, w) at ``feature_stride`` pixels a position, and ``classifier`` maps features to ``num_classes``
-    channels. Images are RGB in [0, 1]; the network normalises them itself.
+    channels. Images are RGB in [0, 1]; the network normalises them as its backbone wants them.
     """
 
     mean: Tensor
@@ -30,7 +43,7 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         decoder: nn.Module,
         classifier: nn.Module,
         *,
@@ -45,8 +58,8 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.feature_channels = feature_channels
         self.feature_stride = feature_stride
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
 
     def encode(self, images: Tensor) -> Maps:
         """Return the backbone's maps of images (B, 3, H, W) float in [0, 1]."""

@@ -10,16 +10,31 @@ from semiseg.evaluation import score
 from semiseg.evaluation.metrics import confusion_matrix
 from semiseg.evaluation.score import confusion
 from semiseg.models.build import build
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
 CPU = torch.device("cpu")
+
+
+class Eye(Backbone):
+    """Sees the normalised image itself."""
+
+    def forward(self, images: Tensor) -> Maps:
+        return (images,)
+
+
+class Only(nn.Module):
+    """Takes the only map as features."""
+
+    def forward(self, maps: Maps) -> Tensor:
+        (features,) = maps
+        return features
 
 
 def brightest_channel() -> SegmentationNetwork:
     """Predicts the channel, as a class of three, that is brightest at each pixel."""
     classifier = nn.Conv2d(3, 3, 1)
     network = SegmentationNetwork(
-        nn.Identity(), nn.Identity(), classifier, num_classes=3, feature_channels=3, feature_stride=1
+        Eye(), Only(), classifier, num_classes=3, feature_channels=3, feature_stride=1
     )
     with torch.no_grad():
         classifier.weight.copy_(torch.diag(network.std.flatten()).view(3, 3, 1, 1))

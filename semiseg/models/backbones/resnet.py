@@ -1,32 +1,30 @@
 """torchvision's ResNets without their classifier, at output stride 16 or 8."""
 
+from collections.abc import Mapping
+
 import torchvision
 from torch import Tensor, nn
 
-from semiseg.base.errors import UserError
-from semiseg.models.network import Maps
+from semiseg.models.network import Backbone, Maps
 
 NAMES = ("resnet18", "resnet50", "resnet101")
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """conv1 to layer4 under torchvision's own names, so that its state dicts load.
 
     ``name`` is one of NAMES; ``output_stride`` is 16 or 8: the strides beyond it become dilation (DeepLab).
-    Raises UserError for another backbone and ValueError for another stride.
+    The maps are the outputs of layer1 and layer4. Raises ValueError for another stride.
     """
 
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
-        if name not in NAMES:
-            raise UserError(f"network: backbone: there is no '{name}'; there are {', '.join(NAMES)}")
         if output_stride not in (8, 16):
             raise ValueError(f"output_stride: {output_stride} is neither 8 nor 16")
         resnet = getattr(torchvision.models, name)(weights=None)
         self.name = name
         self.output_stride = output_stride
-        self.low_channels: int = resnet.layer2[0].conv1.in_channels
-        self.high_channels: int = resnet.fc.in_features
+        self.channels = (resnet.layer2[0].conv1.in_channels, resnet.fc.in_features)
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             resnet.layer1,
@@ -39,9 +37,13 @@ class ResNet(nn.Module):
         _dilate(self.layer4, 16 // output_stride)
 
     def forward(self, images: Tensor) -> Maps:
-        """Maps of normalised images (B, 3, H, W)."""
+        """Return the maps of normalised images (B, 3, H, W)."""
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
-        return Maps(low, self.layer4(self.layer3(self.layer2(low))))
+        return low, self.layer4(self.layer3(self.layer2(low)))
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out the classifier fc."""
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:

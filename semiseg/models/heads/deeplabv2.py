@@ -2,14 +2,13 @@
 
 from torch import Tensor, nn
 
-from semiseg.models.backbones.resnet import ResNet
-from semiseg.models.network import Maps, SegmentationNetwork
+from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
 RATES = (6, 12, 18, 24)
 
 
-def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork:
-    """Features are layer4's output, (B, high_channels, H/s, W/s); the paper has ResNet-101 and s = 8.
+def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
+    """Features are the backbone's last map, (B, channels, H/s, W/s); the paper has ResNet-101 and s = 8.
 
     There is no decoder whose width ``channels`` could set. The code released with CMB sums the first two
     rates only (SemiSeg-Contrastive model/deeplabv2.py, Classifier_Module.forward returns inside its loop) and
@@ -17,17 +16,17 @@ def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNe
     """
     return SegmentationNetwork(
         backbone,
-        LayerFour(),
-        AtrousClassifiers(backbone.high_channels, num_classes),
+        LastMap(),
+        AtrousClassifiers(backbone.channels[-1], num_classes),
         num_classes=num_classes,
-        feature_channels=backbone.high_channels,
+        feature_channels=backbone.channels[-1],
         feature_stride=backbone.output_stride,
     )
 
 
-class LayerFour(nn.Module):
+class LastMap(nn.Module):
     def forward(self, maps: Maps) -> Tensor:
-        return maps.high
+        return maps[-1]
 
 
 class AtrousClassifiers(nn.Module):

@@ -4,15 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.layers import Dropout, convolution
-from semiseg.models.network import Maps, SegmentationNetwork
+from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
 LOW_LEVEL_CHANNELS = 48
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # output stride -> atrous rates
 
 
-def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork:
+def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
     """Features (B, channels, H/4, W/4), sizes rounded up; the paper's width is 256.
 
     The paper does not speak of dropout. It stands where both methods' released codes have it: 0.5 behind
@@ -31,17 +30,17 @@ def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNe
 
 
 class Decoder(nn.Module):
-    def __init__(self, backbone: ResNet, channels: int) -> None:
+    def __init__(self, backbone: Backbone, channels: int) -> None:
         super().__init__()
-        self.pyramid = AtrousPyramid(backbone.high_channels, channels, RATES[backbone.output_stride])
-        self.low_level = convolution(backbone.low_channels, LOW_LEVEL_CHANNELS)
+        self.pyramid = AtrousPyramid(backbone.channels[-1], channels, RATES[backbone.output_stride])
+        self.low_level = convolution(backbone.channels[0], LOW_LEVEL_CHANNELS)
         self.refine = nn.Sequential(
             convolution(channels + LOW_LEVEL_CHANNELS, channels, 3), convolution(channels, channels, 3)
         )
 
     def forward(self, maps: Maps) -> Tensor:
-        low = self.low_level(maps.low)
-        high = interpolate(self.pyramid(maps.high), low.shape[-2:], mode="bilinear", align_corners=False)
+        low = self.low_level(maps[0])
+        high = interpolate(self.pyramid(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
         features: Tensor = self.refine(torch.cat([high, low], dim=1))
         return features
 

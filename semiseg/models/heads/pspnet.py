@@ -1,17 +1,16 @@
-"""PSPNet (Zhao et al., CVPR 2017) without its auxiliary loss: pyramid pooling of layer4's output."""
+"""PSPNet (Zhao et al., CVPR 2017) without its auxiliary loss: pyramid pooling of the last map."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.layers import convolution
-from semiseg.models.network import Maps, SegmentationNetwork
+from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
 BINS = (1, 2, 3, 6)
 
 
-def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork:
+def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
     """Features (B, channels, H/s, W/s); the paper has ResNet-50, s = 8 and a width of 512.
 
     As the code released with DCC has it (Context-Aware-Consistency models/encoder.py), but for the backbone's
@@ -19,7 +18,7 @@ def network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNe
     """
     return SegmentationNetwork(
         backbone,
-        PyramidPooling(backbone.high_channels, channels),
+        PyramidPooling(backbone.channels[-1], channels),
         nn.Conv2d(channels, num_classes, 1),
         num_classes=num_classes,
         feature_channels=channels,
@@ -39,9 +38,10 @@ class PyramidPooling(nn.Module):
         self.fuse = convolution(inputs + len(BINS) * width, outputs, 3)
 
     def forward(self, maps: Maps) -> Tensor:
-        size = maps.high.shape[-2:]
-        parts = [maps.high]
+        high = maps[-1]
+        size = high.shape[-2:]
+        parts = [high]
         for region in self.regions:
-            parts.append(interpolate(region(maps.high), size, mode="bilinear", align_corners=False))
+            parts.append(interpolate(region(high), size, mode="bilinear", align_corners=False))
         features: Tensor = self.fuse(torch.cat(parts, dim=1))
         return features
