@@ -17,7 +17,7 @@ METHODS = sorted(
 )
 
 THIRD_PARTY = {
-    "torch", "torchvision", "numpy", "pandas", "matplotlib", "yaml", "tqdm",
+    "torch", "torchvision", "timm", "numpy", "pandas", "matplotlib", "yaml", "tqdm",
     "filelock", "scipy", "PIL", "jinja2", "tabulate", "tensorboard",
 }  # fmt: skip
 
@@ -108,13 +108,15 @@ def closure(file: Path) -> set[Path]:
 def test_a_stage_without_a_network_does_not_wait_for_torch(stage: str) -> None:
     files = closure(Path("pipeline", f"{stage}.py"))
     assert len(files) > 3
-    assert not [file for file in files if imports_from(file, "torch", "torchvision")]
+    assert not [file for file in files if imports_from(file, "torch", "torchvision", "timm")]
 
 
 def test_planning_does_not_wait_for_torch() -> None:
     files = closure(Path("semiseg", "stages.py"))
     assert len(files) > 3
-    assert not [file for file in files if imports_from(file, "torch", "torchvision", "pandas", "matplotlib")]
+    assert not [
+        file for file in files if imports_from(file, "torch", "torchvision", "timm", "pandas", "matplotlib")
+    ]
 
 
 def test_every_entry_of_params_yaml_is_used() -> None:

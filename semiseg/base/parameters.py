@@ -27,7 +27,7 @@ LIBRARY = Path(__file__).parents[1]
 SHARED = ("contract", "common")  # files of semiseg/methods/ that are not methods
 DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
 FULL = "full"  # the share of all images
-BACKBONES = ("resnet18", "resnet50", "resnet101")
+BACKBONES = ("resnet18", "resnet50", "resnet101", "efficientnet_lite0")
 # Fields that cannot change a result, and the path of the weights, whose content has a digest; never hashed.
 WITHOUT_EFFECT = frozenset(
     {"checkpoint_every", "checkpoint_minutes", "image_cache_mib", "weights", "workers"}
@@ -107,7 +107,7 @@ class Network:
 
     def __post_init__(self) -> None:
         checks.one_of(self, "backbone", *BACKBONES)
-        if self.weights in weights.NAMED[1:] and (self.weights, self.backbone) not in weights.TORCHVISION:
+        if self.weights in weights.NAMED[1:] and (self.weights, self.backbone) not in weights.PUBLISHED:
             raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
         checks.one_of(self, "output_stride", 8, 16)
         checks.at_least(self, 1, "decoder_channels")

@@ -5,17 +5,18 @@ import importlib
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
 from semiseg.models import weights
+from semiseg.models.backbones.efficientnet_lite0 import EfficientNetLite0
 from semiseg.models.backbones.resnet import ResNet
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Backbone, SegmentationNetwork
 
 
 def build(network: Network, num_classes: int) -> SegmentationNetwork:
-    """A network of ``num_classes`` on the CPU, in training mode, with the weights it asks for.
+    """Return a network of ``num_classes`` on the CPU, in training mode, with the weights it asks for.
 
     A head is a file of semiseg/models/heads/ with a function
-    ``network(backbone: ResNet, channels: int, num_classes: int) -> SegmentationNetwork``.
-    What is initialised at random draws from torch's default generator. Raises UserError for an unknown
-    backbone or head and for weights that cannot be had or do not fit.
+    ``network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork``.
+    What is initialised at random draws from torch's default generator. Raises UserError for an unknown head
+    and for weights that cannot be had or do not fit.
     """
     name = f"semiseg.models.heads.{network.head}"
     try:
@@ -24,7 +25,13 @@ def build(network: Network, num_classes: int) -> SegmentationNetwork:
         if error.name != name:
             raise
         raise UserError(f"network: head: there is no '{network.head}' in semiseg/models/heads/") from None
-    backbone = ResNet(network.backbone, network.output_stride)
-    built: SegmentationNetwork = head.network(backbone, network.decoder_channels, num_classes)
+    built: SegmentationNetwork = head.network(new_backbone(network), network.decoder_channels, num_classes)
     weights.load(built, network)
     return built
+
+
+def new_backbone(network: Network) -> Backbone:
+    """Return the backbone with random weights."""
+    if network.backbone == "efficientnet_lite0":
+        return EfficientNetLite0(network.output_stride)
+    return ResNet(network.backbone, network.output_stride)

