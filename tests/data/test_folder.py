@@ -142,13 +142,21 @@ def test_a_list_that_cannot_be_meant_is_refused(bad: str, listed: str, own: Path
 # --- files ------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no list": (lambda own: (own / "val.txt").unlink(), r"mine/val\.txt: not there"),
+    "no list": (lambda own: (own / "val.txt").unlink(), r"mine/val\.txt: no such file"),
     "trained and scored": (
         lambda own: (own / "val.txt").write_text("a\n"),
         r"mine/val\.txt: 'a' is listed in train\.txt too",
     ),
     "no image": (lambda own: (own / "images/trip/d.png").unlink(), "mine/images/trip/d: listed, but there"),
     "no mask to score": (lambda own: (own / "masks/v.png").unlink(), r"mine/masks/v\.png: not there"),
+    "a list that is a folder": (
+        lambda own: (own / "val.txt").unlink() or (own / "val.txt").mkdir(),
+        r"mine/val\.txt: no such file",
+    ),
+    "a link to nowhere": (
+        lambda own: (own / "images/b.png").unlink() or (own / "images/b.png").symlink_to("/nowhere"),
+        "mine/images/b: listed, but there",
+    ),
     "not an image": (
         lambda own: (own / "images/b.png").write_bytes(b"?"),
         r"mine/images/b\.png: unreadable image",
@@ -217,7 +225,7 @@ def test_what_is_wrong_in_the_folder_is_said_in_one_line(bad: str, own: Path) ->
 def test_the_folder_must_be_named_and_be_there() -> None:
     with pytest.raises(UserError, match=r"datasets: own: options: missing key 'path'"):
         sources.prepare("own", parameters.Dataset("folder", OWN.classes))
-    with pytest.raises(UserError, match=r"nowhere/train\.txt: not there"):
+    with pytest.raises(UserError, match=r"nowhere/train\.txt: no such file"):
         sources.prepare("own", parameters.Dataset("folder", OWN.classes, options={"path": "nowhere"}))
 
 
@@ -258,7 +266,6 @@ def test_a_fingerprint_follows_what_the_dataset_is_made_from(own: Path) -> None:
     assert len(found) == 6
     (own / "notes.md").write_text("of no list")
     assert sources.fingerprint(OWN) in found
-    assert sources.fingerprint(parameters.Dataset("folder", OWN.classes, options={"path": "gone"}))
 
 
 def test_a_changed_folder_is_prepared_again(own: Path) -> None:
@@ -271,6 +278,23 @@ def test_a_changed_folder_is_prepared_again(own: Path) -> None:
     os.utime(own / "images/b.png", (1, 1))
     again = sources.prepare("own", OWN)
     assert again.digest == sources.prepare("own", OWN).digest
+
+
+def test_a_prepared_dataset_outlives_its_folder(own: Path) -> None:
+    before = sources.prepare("own", OWN)
+    own.rename(own.with_name("elsewhere"))
+    assert sources.fingerprint(OWN) is None
+    assert sources.prepare("own", OWN) == before
+
+
+def test_a_folder_may_be_full_of_links(own: Path) -> None:
+    (own / "masks").rename(own / "real masks")
+    (own / "masks").symlink_to("real masks")
+    (own / "images/a.png").rename(own / "a picture")
+    (own / "images/a.png").symlink_to(own / "a picture")
+    dataset = sources.prepare("own", OWN)
+    assert dataset.by_mask()[0] == ("a", "trip/c")
+    assert not dataset.image_path("a").is_symlink()
 
 
 def test_the_stages_tell_what_is_there_and_refuse_what_teaches_nothing(own: Path) -> None:

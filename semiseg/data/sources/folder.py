@@ -67,13 +67,15 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     write_manifest(folder, dataset, layout, tuple(lists), {**origin, "unlisted": unlisted}, originals)
 
 
-def fingerprint(own: Path) -> str:
-    """sha256 (hex) of names, sizes and times of all that a dataset is made from; no file is opened."""
+def fingerprint(own: Path) -> str | None:
+    """sha256 (hex) of names, sizes and times of all that a dataset is made from; None without the folder."""
+    if not own.is_dir():
+        return None
     paths = [own / f"{listed}.txt" for listed in LISTS]
     paths += [path for part in ("images", "masks") for path in _files(own / part)]
     lines = []
     for path in paths:
-        if path.exists():
+        if path.is_file():
             found = path.stat()
             lines.append(f"{found.st_size} {found.st_mtime_ns} {path.relative_to(own).as_posix()}\n")
     return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
@@ -89,8 +91,10 @@ def read_lists(own: Path) -> dict[str, tuple[str, ...]]:
             continue
         try:
             lists[listed] = read_ids(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: not there; a dataset of one's own has train.txt and val.txt") from None
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise UserError(
+                f"{path}: no such file; a dataset of one's own has train.txt and val.txt"
+            ) from None
         if not lists[listed]:
             raise UserError(f"{path}: lists no image")
         for each in lists[listed]:
@@ -101,12 +105,12 @@ def read_lists(own: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files below ``folder``, links followed, without hidden ones."""
+    """Files below ``folder``, links followed, without hidden ones and links to nowhere."""
     return [
-        Path(place, each)
+        path
         for place, _, names in os.walk(folder, followlinks=True)
         for each in names
-        if not each.startswith(".")
+        if not each.startswith(".") and (path := Path(place, each)).is_file()
     ]
 
 
