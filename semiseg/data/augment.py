@@ -31,12 +31,21 @@ class Pixels(NamedTuple):
 
 
 def colour_jitter(
-    images: Tensor, *, probability: float, brightness: float, contrast: float, saturation: float, hue: float
+    images: Tensor,
+    *,
+    probability: float,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    additive: bool = False,
 ) -> Tensor:
     """Change brightness, contrast, saturation (factors in [max(0, 1 - x), 1 + x]) and hue (turns in ±hue).
 
     The four follow in a random order, one for the batch; the factors are each image's own. Values stay in
-    [0, 1].
+    [0, 1]. The factors multiply the image, its distance from its mean luma and from each pixel's luma, as in
+    torchvision. With ``additive``, as in kornia 0.4, the brightness factor minus one is added, contrast
+    multiplies the image, and saturation is that of HSV.
     """
     changes: list[Callable[[Tensor], Tensor]] = [
         lambda x: x * _factor(x, brightness),
@@ -44,26 +53,44 @@ def colour_jitter(
         lambda x: _blend(x, _luma(x), _factor(x, saturation)),
         lambda x: _shift_hue(x, _uniform(x, -hue, hue)),
     ]
+    if additive:
+        changes[:3] = [
+            lambda x: x + _factor(x, brightness) - 1,
+            lambda x: x * _factor(x, contrast),
+            lambda x: _scale_saturation(x, _factor(x, saturation)),
+        ]
     changed = images
     for place in torch.randperm(len(changes)).tolist():
         changed = changes[place](changed).clamp(0, 1)
     return torch.where(_drawn(images, probability), changed, images)
 
 
-def gaussian_blur(images: Tensor, *, probability: float, sigma: tuple[float, float]) -> Tensor:
-    """Blur with a Gaussian of standard deviation U(sigma) pixels, cut at three times the largest one."""
-    batch, channels, height, width = images.shape
+def gaussian_blur(
+    images: Tensor, *, probability: float, sigma: tuple[float, float], by_axis: bool = False
+) -> Tensor:
+    """Blur with a Gaussian of standard deviation U(sigma) pixels, cut at three times the largest one.
+
+    With ``by_axis`` nothing is drawn: the first deviation acts down columns, the second along rows.
+    """
+    batch, _, height, width = images.shape
     radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / _uniform(images, *sigma).view(batch, 1)) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.dtype).repeat_interleave(channels, 0)
-    groups = batch * channels
-    padded = pad(images, (radius, radius, radius, radius), mode="reflect").reshape(
-        1, groups, height + 2 * radius, width + 2 * radius
-    )
-    blurred = conv2d(padded, kernel.view(groups, 1, 1, -1), groups=groups)
-    blurred = conv2d(blurred, kernel.view(groups, 1, -1, 1), groups=groups).view_as(images)
-    return torch.where(_drawn(images, probability), blurred, images)
+
+    def kernels(deviations: Tensor) -> Tensor:
+        taps = torch.exp(-0.5 * (offsets / deviations.view(-1, 1)) ** 2)
+        return (taps / taps.sum(dim=1, keepdim=True)).expand(batch, -1)
+
+    if by_axis:
+        down, along = (kernels(offsets.new_full((1,), deviation)) for deviation in sigma)
+    else:
+        down = along = kernels(_uniform(images, *sigma))
+    return torch.where(_drawn(images, probability), _convolved(images, down, along), images)
+
+
+def kernel_blur(images: Tensor, *, probability: float, taps: tuple[float, ...]) -> Tensor:
+    """Blur rows and columns with the odd number of ``taps``, divided by their sum."""
+    kernel = torch.tensor(taps, device=images.device).expand(len(images), -1) / sum(taps)
+    return torch.where(_drawn(images, probability), _convolved(images, kernel, kernel), images)
 
 
 def greyscale(images: Tensor, *, probability: float) -> Tensor:
@@ -169,9 +196,29 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return other + factor * (images - other)
 
 
+def _convolved(images: Tensor, down: Tensor, along: Tensor) -> Tensor:
+    """Convolve each image's columns with ``down`` and its rows with ``along``, (B, taps); reflect borders."""
+    batch, channels, height, width = images.shape
+    rows, columns = down.shape[1] // 2, along.shape[1] // 2
+    down, along = (each.to(images.dtype).repeat_interleave(channels, 0) for each in (down, along))
+    groups = batch * channels
+    blurred = pad(images, (columns, columns, rows, rows), mode="reflect").reshape(
+        1, groups, height + 2 * rows, width + 2 * columns
+    )
+    blurred = conv2d(blurred, along.view(groups, 1, 1, -1), groups=groups)
+    return conv2d(blurred, down.view(groups, 1, -1, 1), groups=groups).view_as(images)
+
+
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(dim=1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1).expand_as(images)
+
+
+def _scale_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the saturation of HSV, which stays at most one; hue and value stay."""
+    value = images.amax(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    return _blend(images, value, factor.minimum(value / torch.where(chroma > 0, chroma, 1)))
 
 
 def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:

@@ -1,3 +1,6 @@
+import colorsys
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,9 +57,42 @@ def test_each_image_is_jittered_by_a_factor_in_the_range(name: str, function: ob
     assert len(set(found)) == BATCH  # each image has its own draw
 
 
-def test_no_jitter_strength_changes_nothing() -> None:
-    before = images()
-    after = augment.colour_jitter(before, probability=1, brightness=0, contrast=0, saturation=0, hue=0)
+def more_saturated(image: Tensor, factor: float) -> Tensor:
+    after = torch.empty_like(image)
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[:, y, x].tolist())
+            after[:, y, x] = torch.tensor(colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value))
+    return after
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("brightness", lambda image, factor: (image + factor - 1).clamp(0, 1)),
+        ("contrast", lambda image, factor: (image * factor).clamp(0, 1)),
+        ("saturation", more_saturated),
+    ],
+)
+def test_additive_jitter_adds_brightness_and_multiplies_colour_and_hsvs_saturation(
+    name: str, function: Callable[[Tensor, float], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    strengths = dict.fromkeys(JITTER, 0.0) | {name: 0.4}
+    before = images(2)
+    before[:, :, 0] = before[:, :1, 0]  # a row of greys
+    after = augment.colour_jitter(before, probability=1, **strengths, additive=True)
+    for image, jittered in zip(before, after, strict=True):
+        factors = torch.linspace(0.6, 1.4, 41).tolist()
+        errors = [(function(image, factor) - jittered).abs().max() for factor in factors]
+        assert min(errors) < 0.012  # half a step of the grid
+        assert max(errors) > 0.2
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_no_jitter_strength_changes_nothing(additive: bool) -> None:
+    before, none = images(), dict.fromkeys(JITTER, 0.0)
+    after = augment.colour_jitter(before, probability=1, **none, additive=additive)
     assert torch.allclose(after, before, atol=1e-6)
 
 
@@ -71,6 +107,25 @@ def test_blur_is_a_gaussian(sigma: float) -> None:
     expected = reference.gaussian_blur(images(), [2 * radius + 1] * 2, [sigma, sigma])
     after = augment.gaussian_blur(images(), probability=1, sigma=(sigma, sigma))
     assert torch.allclose(after, expected, atol=1e-5)
+
+
+def test_blur_by_axis_blurs_columns_by_the_first_deviation_and_rows_by_the_second() -> None:
+    sigma = (0.5, 1.5)
+    expected = reference.gaussian_blur(images(), [11, 11], list(reversed(sigma)))  # torchvision: x, y
+    after = augment.gaussian_blur(images(), probability=1, sigma=sigma, by_axis=True)
+    assert torch.allclose(after, expected, atol=1e-4)
+
+
+def test_blur_with_a_kernel_is_its_weighted_mean_over_both_axes() -> None:
+    before, taps = images(2), (1.0, 4.0, 6.0, 4.0, 1.0)
+    after = augment.kernel_blur(before, probability=1, taps=taps)
+    for y in range(2, HEIGHT - 2):
+        for x in range(2, WIDTH - 2):
+            around = before[:, :, y - 2 : y + 3, x - 2 : x + 3]
+            weights = torch.outer(torch.tensor(taps), torch.tensor(taps)) / 256
+            assert torch.allclose(after[:, :, y, x], (weights * around).sum(dim=(2, 3)), atol=1e-6)
+    flat = torch.full((2, 3, 5, 7), 0.3)
+    assert torch.allclose(augment.kernel_blur(flat, probability=1, taps=taps), flat, atol=1e-6)
 
 
 def test_blur_of_an_image_smaller_than_its_kernel_keeps_a_flat_colour() -> None:
