@@ -17,8 +17,9 @@ def class_memory_loss(
     prediction_scores: Tensor,
     memory_scores: Tensor,
     num_classes: int,
+    least: int = 1,
 ) -> Tensor:
-    """Attention-weighted cosine distance of each class's pixels to its memory (CMB, L_contr).
+    """Return the attention-weighted cosine distance of each class's pixels to its memory (CMB, L_contr).
 
     predictions: (N, D); labels: (N,) int; memory: (M, D); memory_labels: (M,) int; prediction_scores: (N,);
     memory_scores: (M,), both the sigmoid outputs in (0, 1). Rows whose label is outside [0, num_classes)
@@ -27,20 +28,21 @@ def class_memory_loss(
     With w_i = s_i / mean(s) and v_j = t_j / mean(t) within a class c, the paper's mean over all pairs of
     w_i v_j (1 − cos(p_i, z_j)) is 1 − ⟨Σ s_i p̂_i / Σ s_i, Σ t_j ẑ_j / Σ t_j⟩, for the weights have mean
     one: two segment sums instead of an N × M matrix. The sum over the classes is divided by num_classes;
-    a class that is missing on either side adds zero. Several processes share the rows of both sides: each
-    returns the loss of all.
+    a class with fewer than ``least`` rows on either side adds zero. Several processes share the rows of both
+    sides: each returns the loss of all.
     """
-    centre, present = _class_centres(predictions, labels, prediction_scores, num_classes)
-    memory_centre, remembered = _class_centres(memory, memory_labels, memory_scores, num_classes)
+    centre, count = _class_centres(predictions, labels, prediction_scores, num_classes)
+    memory_centre, memory_count = _class_centres(memory, memory_labels, memory_scores, num_classes)
     distance = 1 - (centre * memory_centre).sum(dim=1)
-    loss = torch.where(present & remembered, distance, 0).sum() / num_classes
+    enough = (count >= least) & (memory_count >= least)
+    loss = torch.where(enough, distance, 0).sum() / num_classes
     return loss.to(torch.promote_types(predictions.dtype, torch.float32))
 
 
 def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Σ s x̂ / Σ s of each class's rows: (num_classes, D) float64, and which classes have a row.
+    """Return Σ s x̂ / Σ s of each class's rows, (num_classes, D), and their number, both float64.
 
-    In chunks that the backward pass computes again, so that no second copy of the rows is held.
+    Chunks are computed again in the backward pass, so that no second copy of the rows is held.
     """
     sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
     total, count = sums.new_zeros(num_classes), sums.new_zeros(num_classes)
@@ -50,16 +52,16 @@ def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: in
     sums, total, count = summed(torch.cat((sums, total[:, None], count[:, None]), dim=1)).split(
         (rows.shape[1], 1, 1), dim=1
     )
-    return sums / torch.where(total > 0, total, 1), count[:, 0] > 0
+    return sums / torch.where(total > 0, total, 1), count[:, 0]
 
 
 def _segment_sums(
     rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ s x̂, Σ s and the number of each class's rows, all float64.
+    """Return Σ s x̂, Σ s and the number of each class's rows.
 
-    In double precision: one minus a cosine loses digits where the features agree, and reduced-precision
-    matrix products (TF32, autocast) do not touch it.
+    Sums are float64: one minus a cosine loses digits where the features agree, and TF32 and autocast would
+    cost more of them.
     """
     rows, scores = rows.double(), scores.double()
     classes = torch.arange(num_classes, device=labels.device)

@@ -1,4 +1,4 @@
-"""Memory banks: modules whose buffers live on the device and are saved with the run."""
+"""A memory of the newest features of each class."""
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +22,36 @@ class ClassMemory(nn.Module):
 
     @torch.no_grad()
     def add(
-        self, features: Tensor, labels: Tensor, scores: Tensor | None = None, limit: int | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        scores: Tensor | None = None,
+        limit: int | None = None,
+        *,
+        rank_all: bool = True,
     ) -> None:
         """Put new rows before the old ones of their class, and drop the oldest beyond ``per_class``.
 
-        features: (N, dim); labels: (N,) int, rows outside [0, num_classes) are ignored; scores: (N,), by
-        which the rows of a class are ordered, highest first (None: as they come); limit: how many rows a
-        class takes at most.
+        features: (N, dim). labels: (N,) int; rows outside [0, num_classes) are ignored. scores: (N,), by
+        which the rows of a class are ordered, highest first (None: as they come). limit: how many rows a
+        class takes at most. Without ``rank_all`` only the classes with more rows than ``limit`` are ordered.
         """
         if features.shape[0] == 0:
             return
         num_classes, per_class, _ = self.features.shape
+        most = per_class if limit is None else limit
+        labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
+        arrived = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
+        arrived = arrived.scatter_add_(0, labels, torch.ones_like(labels))
         if scores is not None:
+            if not rank_all:
+                scores = torch.where(arrived[labels] > most, scores, 0)
             by_score = scores.argsort(descending=True, stable=True)
             features, labels = features[by_score], labels[by_score]
-        labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
         by_class = labels.argsort(stable=True)
-        arrived = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
-        arrived = arrived.scatter_add_(0, labels, torch.ones_like(labels))[:num_classes]
+        arrived = arrived[:num_classes]
         first = arrived.cumsum(0) - arrived  # of each class in by_class
-        taken = arrived.clamp(max=per_class if limit is None else min(limit, per_class))
+        taken = arrived.clamp(max=min(most, per_class))
 
         place = torch.arange(per_class, device=labels.device)
         row = by_class[(first[:, None] + place).clamp(max=len(labels) - 1)]  # (num_classes, per_class)
@@ -52,14 +62,14 @@ class ClassMemory(nn.Module):
         self.count.copy_((self.count + taken).clamp(max=per_class))
 
     def labels(self) -> Tensor:
-        """(num_classes, per_class) int64: the class of each place, 255 where it is empty."""
+        """Return the class of each place, (num_classes, per_class) int64, 255 where it is empty."""
         num_classes, per_class, _ = self.features.shape
         classes = torch.arange(num_classes, device=self.count.device)[:, None]
         filled = torch.arange(per_class, device=self.count.device) < self.count[:, None]
         return torch.where(filled, classes, IGNORE)
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """The filled places: features (M, dim) and labels (M,), by class, newest first.
+        """Return the filled places, features (M, dim) and labels (M,), by class, newest first.
 
         M depends on the contents, so this waits for the device; a training step reads ``features`` and
         ``labels()`` instead.

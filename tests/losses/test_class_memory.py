@@ -19,13 +19,14 @@ def by_loops(
     prediction_scores: Tensor,
     memory_scores: Tensor,
     num_classes: int,
+    least: int = 1,
 ) -> Tensor:
     """The equations, one pair at a time: D = w_p w_z (1 − cos(p, z)), weights of mean one in a class."""
     total = torch.zeros((), dtype=torch.float64)
     for c in range(num_classes):
         ours = [i for i in range(len(labels)) if labels[i] == c]
         theirs = [j for j in range(len(memory_labels)) if memory_labels[j] == c]
-        if not ours or not theirs:
+        if len(ours) < least or len(theirs) < least:
             continue
         mean_score = sum(prediction_scores[i] for i in ours) / len(ours)
         mean_memory_score = sum(memory_scores[j] for j in theirs) / len(theirs)
@@ -106,6 +107,21 @@ def test_two_unit_vectors_by_hand() -> None:
         num_classes=2,
     )
     assert loss.item() == pytest.approx(0.75 / 2)
+
+
+@pytest.mark.parametrize("least", [1, 2, 5, 6])
+def test_a_class_with_too_few_rows_on_either_side_adds_zero(least: int) -> None:
+    inputs = example(0)
+    reference = in_double(inputs)
+    loss = class_memory_loss(**inputs, num_classes=CLASSES, least=least)
+    expected = by_loops(**reference, num_classes=CLASSES, least=least)
+    assert close(loss, expected, 1e-6)
+    loss.backward()
+    labels = inputs["labels"]
+    classes = [
+        c for c in range(CLASSES) if min((labels == c).sum(), (inputs["memory_labels"] == c).sum()) >= least
+    ]
+    assert torch.equal(inputs["predictions"].grad.any(dim=1), torch.isin(labels, torch.tensor(classes)))
 
 
 def test_features_that_agree_cost_nothing() -> None:

@@ -17,10 +17,13 @@ class PlainMemory:
         self.rows: list[list[tuple[float, ...]]] = [[] for _ in range(num_classes)]
         self.per_class = per_class
 
-    def add(self, features: Tensor, labels: Tensor, scores: Tensor | None, limit: int | None) -> None:
+    def add(
+        self, features: Tensor, labels: Tensor, scores: Tensor | None, limit: int | None, rank_all: bool
+    ) -> None:
         for c in range(len(self.rows)):
             mine = [i for i in range(len(labels)) if labels[i] == c]
-            if scores is not None:
+            too_many = len(mine) > (self.per_class if limit is None else limit)
+            if scores is not None and (rank_all or too_many):
                 mine.sort(key=lambda i: -float(scores[i]))
             new = [tuple(features[i].tolist()) for i in mine[:limit]]
             self.rows[c] = (new + self.rows[c])[: self.per_class]
@@ -49,8 +52,9 @@ def test_it_is_a_plain_list_of_the_newest(seed: int, per_class: int, num_classes
         labels[labels == num_classes] = 255
         scores = torch.rand(n, generator=generator) if chance.random() < 0.7 else None
         limit = chance.choice([None, 1, 2, 9])
-        memory.add(features, labels, scores, limit)
-        plain.add(features, labels, scores, limit)
+        rank_all = chance.random() < 0.5
+        memory.add(features, labels, scores, limit, rank_all=rank_all)
+        plain.add(features, labels, scores, limit, rank_all)
         assert contents(memory) == plain.stacked()
 
 
@@ -62,6 +66,19 @@ def test_the_highest_scores_stay_and_the_oldest_go() -> None:
     features, labels = memory.stacked()
     assert features[:, 0].tolist() == [4, 5, 1]
     assert labels.tolist() == [1, 1, 1]
+
+
+def test_rows_that_all_fit_keep_their_order_without_rank_all() -> None:
+    """Class 0 brings as many rows as the limit, class 1 one more: only class 1 is ordered."""
+    memory = ClassMemory(num_classes=2, per_class=2, dim=1)
+    memory.add(
+        torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]]),
+        torch.tensor([0, 1, 0, 1, 1]),
+        scores=torch.tensor([0.1, 0.1, 0.9, 0.2, 0.3]),
+        limit=2,
+        rank_all=False,
+    )
+    assert memory.features[:, :, 0].tolist() == [[1, 3], [5, 4]]
 
 
 def test_empty_places_are_ignored_by_their_label() -> None:
