@@ -2,8 +2,8 @@
 
 Alonso, Sabater, Ferstl, Montesano, Murillo: Semi-Supervised Semantic Segmentation with Pixel-Level
 Contrastive Learning from a Class-wise Memory Bank, ICCV 2021. "Released code" is
-github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists where it differs from the paper,
-and the option for each difference.
+github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists its differences from the paper
+and the option for each of them.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semiseg.base import distributed
-from semiseg.base.parameters import Geometry
+from semiseg.base import checks, distributed
+from semiseg.base.parameters import Geometry, Protocol
 from semiseg.data.augment import (
     Pixels,
     classmix,
@@ -37,17 +37,17 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """CMB's hyper-parameters; the defaults follow the paper."""
+    """CMB's hyper-parameters. Defaults follow the paper and, where it is silent, the released code."""
 
-    # the total loss: L_sup + the three below, each by its weight
+    # total loss: L_sup + the three terms below, each times its weight
     pseudo_weight: float = 1.0
     entropy_weight: float = 0.01
     contrast_weight: float = 0.1
     # schedules, in steps
-    ramp_up_steps: int = (
-        2000  # until ClassMix, contrast and class balance start and the pseudo-labels count in full
-    )
-    memory_lead_steps: int = 1000  # by how much the memory is filled before the contrast starts
+    # until ClassMix, contrast and class balance start and the pseudo-labels count in full
+    ramp_up_steps: int = 2000
+    memory_lead_steps: int = 1000  # by which the memory starts to fill before the contrast
+    start_late: bool = False  # everything above starts one step later; released code: true
     # teacher
     teacher_decay: float = 0.995  # grows to 1 along a cosine
     teacher_rate: float = 1.0  # how fast the true average at the start is left behind; released code: 10
@@ -56,33 +56,79 @@ class Config(contract.Config):
     confidence_power: float = 6.0  # a pseudo-label's weight is confidence^k; 0: all weigh the same
     entropy_normalised: bool = False  # divide by log C; released code: true
     class_balance: bool = False  # weight both cross-entropies by class; released code: on Cityscapes
-    # ClassMix
-    mix_labelled: float = 0.2
-    mix_unlabelled: float = 0.75
-    mix_extra_classes: int = 0  # pasted beyond half of an image's classes; released code: 1
     # contrast
-    attention: str = (
-        "both"  # which side is weighted: both, prediction (what the released code amounts to), none
-    )
+    # the side that is weighted: both, prediction (the effect of the released code), none
+    attention: str = "both"
     dim: int = 256
+    # a class with fewer pixels, or fewer features in the memory, adds zero; released code: 2
+    least_features: int = 1
     # memory
     memory_size: int = 256  # features a class
     memory_filter: bool = True  # only pixels that the teacher gets right with confidence > memory_confidence
     memory_confidence: float = 0.95
     memory_order: str = "highest"  # which of a step's pixels enter: highest or lowest attention, or random
+    # order a class's pixels even when all of them enter; released code: false, they stay in raster order
+    memory_rank_all: bool = True
     images_hold: str = "all"  # classes: all (as in Cityscapes), or few, C / 3 (as in VOC): the step's budget
+    # passes of the student
+    strong_first: bool = False  # strong views before labelled ones; released code: true
+    # ClassMix
+    mix_labelled: float = 0.2  # probability
+    mix_unlabelled: float = 0.75  # probability
+    mix_extra_classes: int = 0  # pasted beyond half of an image's classes; released code: 1
+    # colours of labelled images; jitter: brightness, contrast, saturation, hue
+    weak_jitter: tuple[float, float, float, float] = (0.125, 0.125, 0.0625, 0.125 / 3)
+    weak_jitter_probability: float = 0.2
+    # the two strong views of an unlabelled image
+    strong_scale: tuple[float, float] = (0.75, 1.75)
+    strong_scale_probability: float = 0.8
+    strong_flip_probability: float = 0.5
+    strong_jitter: tuple[float, float, float, float] = (0.25, 0.25, 0.125, 0.25 / 3)
+    strong_jitter_probability: float = 0.8
+    strong_blur: tuple[float, float] = (0.1, 1.5)  # standard deviation in pixels
+    strong_blur_probability: float = 0.2
+    jitter_additive: bool = False  # as kornia 0.4 jitters, see colour_jitter; released code: true
+    # strong_blur is no range but the deviation down columns and along rows; released code: true
+    blur_by_axis: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("attention", self.attention, "both", "prediction", "none")
-        _one_of("memory_order", self.memory_order, "highest", "lowest", "random")
-        _one_of("images_hold", self.images_hold, "all", "few")
+        checks.one_of(self, "attention", "both", "prediction", "none")
+        checks.one_of(self, "memory_order", "highest", "lowest", "random")
+        checks.one_of(self, "images_hold", "all", "few")
         if self.attention == "none" and self.memory_order != "random":
             raise ValueError("attention: none leaves nothing to rank by: memory_order must be random")
+        checks.at_least(self, 0, "pseudo_weight", "entropy_weight", "contrast_weight", "confidence_power")
+        checks.at_least(self, 0, "ramp_up_steps", "memory_lead_steps", "teacher_rate", "mix_extra_classes")
+        checks.at_least(self, 1, "dim", "memory_size", "least_features")
+        checks.within(self, 0, 1, "teacher_decay", "memory_confidence", "mix_labelled", "mix_unlabelled")
+        checks.within(self, 0, 1, "weak_jitter_probability", "strong_jitter_probability")
+        checks.within(self, 0, 1, "strong_scale_probability", "strong_flip_probability")
+        checks.within(self, 0, 1, "strong_blur_probability")
+        checks.at_least(self, 0, "weak_jitter", "strong_jitter")
+        checks.positive(self, "strong_scale", "strong_blur")
+        checks.ascending(self, "strong_scale", "strong_blur")
+        for name in ("weak_jitter", "strong_jitter"):
+            hue = getattr(self, name)[3]
+            if hue > 0.5:
+                raise ValueError(f"{name}: hue {hue} is more than half a turn")
 
+    def check(self, protocol: Protocol) -> None:
+        """Refuse a ramp-up that the contrast never outlives and a memory that starts before the run."""
+        if self.start >= protocol.steps:
+            raise ValueError(
+                f"ramp_up_steps: the contrast starts at step {self.start}, and the run has {protocol.steps} "
+                "steps; lower it for this protocol"
+            )
+        if self.memory_lead_steps > self.ramp_up_steps:
+            raise ValueError(
+                f"memory_lead_steps: {self.memory_lead_steps} are more than the {self.ramp_up_steps} of "
+                "ramp_up_steps; lower them"
+            )
 
-def _one_of(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+    @property
+    def start(self) -> int:
+        """The first step (from 0) with ClassMix of unlabelled images, contrast and class balance."""
+        return self.ramp_up_steps + self.start_late
 
 
 def views(config: Config, geometry: Geometry) -> View:
@@ -121,30 +167,40 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return L_sup + L_pseudo + λ_ent L_ent + λ_contr L_contr (section 3.1) and its parts.
+
+        ``unlabelled`` holds image (B, 3, H, W) and mask (B, H, W), 255 on padding. Logs: supervised, pseudo
+        (with the ramp-up), entropy, contrast; memory, the share that is filled; attention_prediction and
+        attention_memory, how far the weights of either side spread.
+        """
         assert unlabelled is not None
         config = self.config
         self._set_teacher_mode()
 
         # Augmentation anchoring: the teacher labels the weak view, the student learns from two strong ones.
-        anchor = self._pseudo_labelled(unlabelled["image"], unlabelled["mask"])
-        class_weights = self._class_weights(labelled.masks, anchor.labels, step)
-        weak = self._weak(labelled)
-        strong = _joined(self._strong(anchor, step), self._strong(anchor, step))
+        anchor = self.pseudo_labelled(unlabelled["image"], unlabelled["mask"])
+        class_weights = self.class_weights(labelled.masks, anchor.labels, step)
+        weak = self.weak_view(labelled)
+        strong = _joined(self.strong_view(anchor, step), self.strong_view(anchor, step))
 
-        labelled_features, labelled_logits = self._student(weak.images)
-        strong_features, strong_logits = self._student(strong.images)
+        if config.strong_first:  # batch norm's running statistics end with the second pass
+            strong_features, strong_logits = self._student(strong.images)
+            labelled_features, labelled_logits = self._student(weak.images)
+        else:
+            labelled_features, labelled_logits = self._student(weak.images)
+            strong_features, strong_logits = self._student(strong.images)
 
         supervised = cross_entropy(labelled_logits, weak.labels, class_weights)
-        pseudo = ramp_up(step, config.ramp_up_steps) * self._pseudo_label_loss(
+        pseudo = ramp_up(step, config.ramp_up_steps) * self.pseudo_label_loss(
             strong_logits, strong, class_weights
         )
         entropy = entropy_loss(strong_logits, strong.labels != IGNORE, normalised=config.entropy_normalised)
-        if config.contrast_weight > 0 and step >= config.ramp_up_steps - config.memory_lead_steps:
-            self._remember(weak)
+        if config.contrast_weight > 0 and step >= config.start - config.memory_lead_steps:
+            self.remember(weak)
         contrast, spread = torch.zeros_like(supervised), torch.zeros(2, device=supervised.device)
-        if config.contrast_weight > 0 and step >= config.ramp_up_steps:
-            of_labelled, spread_labelled = self._contrast(labelled_features, weak.labels)
-            of_strong, spread_strong = self._contrast(strong_features, strong.labels)
+        if config.contrast_weight > 0 and step >= config.start:
+            of_labelled, spread_labelled = self.contrast(labelled_features, weak.labels)
+            of_strong, spread_strong = self.contrast(strong_features, strong.labels)
             contrast, spread = of_labelled + of_strong, (spread_labelled + spread_strong) / 2
 
         loss = (
@@ -179,25 +235,39 @@ class Method(contract.Method):
     # --- images ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _pseudo_labelled(self, images: Tensor, padding: Tensor) -> Pixels:
-        """The teacher's most confident class and its confidence, IGNORE and zero on padding."""
+    def pseudo_labelled(self, images: Tensor, padding: Tensor) -> Pixels:
+        """Label images with the teacher's most confident class; its confidence is the weight.
+
+        Where ``padding`` (B, H, W) is 255 the label is IGNORE and the weight zero.
+        """
         _, labels, confidence = self._teacher(images)
         outside = padding == IGNORE
         return Pixels(images, labels.masked_fill(outside, IGNORE), confidence.masked_fill(outside, 0.0))
 
-    def _weak(self, labelled: Labelled) -> Pixels:
-        """Labelled crops, which the loader has scaled and flipped, mixed among themselves and jittered."""
+    def weak_view(self, labelled: Labelled) -> Pixels:
+        """Mix labelled crops, which the loader has scaled and flipped, and change their colours."""
+        config = self.config
         pixels = Pixels(*labelled, (labelled.masks != IGNORE).float())
-        pixels = self._mixed(pixels, self.config.mix_labelled)
-        return pixels._replace(images=_jittered(pixels.images, probability=0.2, strength=0.125))
+        pixels = self._mixed(pixels, config.mix_labelled)
+        images = self._jittered(pixels.images, config.weak_jitter_probability, config.weak_jitter)
+        return pixels._replace(images=images)
 
-    def _strong(self, anchor: Pixels, step: int) -> Pixels:
-        """One strong view, with the released code's values (trainSSL.py, 328-344)."""
-        pixels = self._mixed(anchor, self.config.mix_unlabelled if step >= self.config.ramp_up_steps else 0.0)
-        pixels = random_scale_crop(pixels, probability=0.8, scale=(0.75, 1.75))
-        pixels = random_flip(pixels, probability=0.5)
-        images = _jittered(pixels.images, probability=0.8, strength=0.25)
-        return pixels._replace(images=gaussian_blur(images, probability=0.2, sigma=(0.1, 1.5)))
+    def strong_view(self, anchor: Pixels, step: int) -> Pixels:
+        """Draw one strong view of ``anchor``: ClassMix, scale, flip, colours and blur."""
+        config = self.config
+        pixels = self._mixed(anchor, config.mix_unlabelled if step >= config.start else 0.0)
+        pixels = random_scale_crop(
+            pixels, probability=config.strong_scale_probability, scale=config.strong_scale
+        )
+        pixels = random_flip(pixels, probability=config.strong_flip_probability)
+        images = self._jittered(pixels.images, config.strong_jitter_probability, config.strong_jitter)
+        images = gaussian_blur(
+            images,
+            probability=config.strong_blur_probability,
+            sigma=config.strong_blur,
+            by_axis=config.blur_by_axis,
+        )
+        return pixels._replace(images=images)
 
     def _mixed(self, pixels: Pixels, probability: float) -> Pixels:
         return classmix(
@@ -208,15 +278,29 @@ class Method(contract.Method):
             extra_classes=self.config.mix_extra_classes,
         )
 
+    def _jittered(
+        self, images: Tensor, probability: float, jitter: tuple[float, float, float, float]
+    ) -> Tensor:
+        brightness, contrast, saturation, hue = jitter
+        return colour_jitter(
+            images,
+            probability=probability,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            additive=self.config.jitter_additive,
+        )
+
     # --- networks -------------------------------------------------------------------------------------
 
     def _student(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoder features, and logits (float32) at the images' size."""
+        """Return the decoder's features, and logits (float32) at the images' size."""
         features = self.student.features(images)
         return features, upsample(self.student.classify(features), size_of(images))
 
     def _teacher(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decoder features, and the predicted class and its probability at the images' size."""
+        """Return the decoder's features, and the predicted class and its probability at the images' size."""
         features = self.teacher.features(images)
         logits = upsample(self.teacher.classify(features), size_of(images))
         confidence, labels = torch.softmax(logits, dim=1).max(dim=1)
@@ -229,16 +313,23 @@ class Method(contract.Method):
 
     # --- losses ---------------------------------------------------------------------------------------
 
-    def _pseudo_label_loss(self, logits: Tensor, pixels: Pixels, class_weights: Tensor | None) -> Tensor:
-        """Cross-entropy by confidence^k, a mean over all pixels of both views; ignored pixels add zero."""
+    def pseudo_label_loss(self, logits: Tensor, pixels: Pixels, class_weights: Tensor | None) -> Tensor:
+        """Return the cross-entropy weighted by confidence^k, a mean over all pixels; ignored ones add zero.
+
+        logits: (B, C, H, W) of the strong views; class_weights: (C,), None for ones.
+        """
         losses = functional.cross_entropy(
             logits, pixels.labels, class_weights, ignore_index=IGNORE, reduction="none"
         )
         return (losses * pixels.weights.pow(self.config.confidence_power)).mean()
 
     @torch.no_grad()
-    def _remember(self, labelled: Pixels) -> None:
-        """Put the teacher's projections of good labelled pixels into the memory."""
+    def remember(self, labelled: Pixels) -> None:
+        """Put the teacher's projections of good labelled pixels into the memory (section 3.3).
+
+        With the teacher in training mode a single good pixel is not remembered: batch norm would map it to
+        its bias, whatever the pixel.
+        """
         config = self.config
         features, predicted, confidence = self._teacher(labelled.images)
         size = size_of(features)
@@ -247,6 +338,8 @@ class Method(contract.Method):
         if config.memory_filter:
             correct = _at_features(predicted, size) == labels
             good = good & correct & (_at_features(confidence, size) > config.memory_confidence)
+        if config.teacher_training_mode:
+            good = good & (distributed.summed(good.sum()) > 1)
         entering = torch.where(good, labels, IGNORE)
         projections = self.teacher_projection(_rows(features), good)
         if config.memory_order == "random" or self.teacher_attention is None:
@@ -258,31 +351,40 @@ class Method(contract.Method):
             distributed.gathered(projections),
             distributed.gathered(entering),
             distributed.gathered(scores),
-            self._budget(distributed.size() * len(labelled.images)),
+            self.budget(distributed.size() * len(labelled.images)),
+            rank_all=config.memory_rank_all,
         )
 
-    def _budget(self, images: int) -> int:
-        """How many features a class may enter at a step (released code: utils/feature_memory.py)."""
+    def budget(self, images: int) -> int:
+        """Return how many features of each class a step with so many labelled images may remember."""
         an_image = round(self.config.memory_size / self.task.labelled_images)
         if self.config.images_hold == "few":
             an_image = int(self.num_classes / 3 * an_image)
         return images * max(1, an_image)
 
-    def _contrast(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pull the student's predicted features towards the memory of their class.
+    def contrast(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pull the student's predicted features towards the memory of their class (L_contr).
 
-        The loss, and how far the attention's weights spread on either side: (2,), prediction and memory.
+        features: (B, channels, h, w) of the decoder; labels: (B, H, W). Returns the loss, and how far the
+        attention's weights spread on either side: (2,), prediction and memory.
         """
         labels = _at_features(labels, size_of(features))
         counted = labels != IGNORE
         predictions = self.prediction(self.projection(_rows(features), counted), counted)
         memory = distributed.dealt(self.memory.features.flatten(0, 1))
         memory_labels = distributed.dealt(self.memory.labels().flatten())
-        # the attention learns to weigh features, and must not move them
+        # The attention learns to weigh features and must not move them.
         scores = _scores(self.prediction_attention, predictions.detach(), labels)
         memory_scores = _scores(self.memory_attention, memory, memory_labels)
         loss = class_memory_loss(
-            predictions, labels, memory, memory_labels, scores, memory_scores, self.num_classes
+            predictions,
+            labels,
+            memory,
+            memory_labels,
+            scores,
+            memory_scores,
+            self.num_classes,
+            self.config.least_features,
         )
         spreads = (
             attention_spread(scores, labels, self.num_classes),
@@ -291,11 +393,12 @@ class Method(contract.Method):
         return loss, torch.stack(spreads)
 
     @torch.no_grad()
-    def _class_weights(self, labels: Tensor, pseudo_labels: Tensor, step: int) -> Tensor | None:
-        """Weights of the classes, once the ramp-up is over and every unlabelled image was seen.
+    def class_weights(self, labels: Tensor, pseudo_labels: Tensor, step: int) -> Tensor | None:
+        """Count the labels (B, H, W) of step ``step`` and return the classes' weights (C,).
 
-        The released code sums the counts of the last pass over the images; here the pseudo-labels' are an
-        exponential mean over as many steps, in two buffers of C numbers.
+        None until the ramp-up is over and every unlabelled image has been seen. The released code sums the
+        counts of the last pass over the images; here the pseudo-labels' are an exponential mean over as many
+        steps, in two buffers of C numbers.
         """
         if not self.config.class_balance:
             return None
@@ -304,7 +407,7 @@ class Method(contract.Method):
         self.pseudo_frequencies.lerp_(
             _frequencies(pseudo_labels, self.num_classes), 1 / min(step + 1, one_pass)
         )
-        if step < max(self.config.ramp_up_steps, one_pass):
+        if step < max(self.config.start, one_pass):
             return None
         return median_frequency_weights(
             self.task.labelled_images * self.label_frequencies
@@ -314,10 +417,10 @@ class Method(contract.Method):
 
 @torch.no_grad()
 def attention_spread(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The standard deviation of a class's weights w = s / mean(s), a mean over the classes that are there.
+    """Return the standard deviation of a class's weights w = s / mean(s), a mean over the classes present.
 
     scores: (N,), the attention's, in (0, 1); labels: (N,) int, rows outside [0, num_classes) are ignored. A
-    float32 scalar: zero where all features of a class weigh the same, as without attention, or none is there.
+    float32 scalar: zero if all features of a class weigh the same, as without attention, or there are none.
     """
     classes = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
     rows = torch.stack((torch.ones_like(scores), scores, scores.square())).double()
@@ -328,30 +431,18 @@ def attention_spread(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
     return (torch.where(count > 0, variance.sqrt(), 0).sum() / (count > 0).sum().clamp(min=1)).float()
 
 
-def _jittered(images: Tensor, *, probability: float, strength: float) -> Tensor:
-    """Colour jitter of one strength, divided as the released code does (utils/transformsgpu.py)."""
-    return colour_jitter(
-        images,
-        probability=probability,
-        brightness=strength,
-        contrast=strength,
-        saturation=strength / 2,
-        hue=strength / 3,
-    )
-
-
 def _joined(one: Pixels, other: Pixels) -> Pixels:
-    """The views of an image side by side: what several processes join are blocks of what one would."""
+    """Put the two views of an image side by side, so that processes' shares are blocks of the whole."""
     return Pixels(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(one, other, strict=True)))
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B h w, D)."""
+    """Turn (B, D, h, w) into (B h w, D)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> (B h w,): the nearest pixel of each feature."""
+    """Return the nearest pixel of each feature: (B h w,) of values (B, H, W)."""
     small = functional.interpolate(values[:, None].float(), size, mode="nearest")
     return small.flatten().to(values.dtype)
 
@@ -364,7 +455,7 @@ def _scores(attention: ClassAttention | None, rows: Tensor, labels: Tensor) -> T
 
 
 def _frequencies(labels: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class in an image of labels (B, H, W), a mean over the batch: (C,) float32."""
+    """Return the pixels of each class in an image, a mean over labels (B, H, W): (C,) float32."""
     inside = (labels >= 0) & (labels < num_classes)
     counts = torch.zeros(num_classes + 1, device=labels.device)
     flat = torch.where(inside, labels, num_classes).flatten()

@@ -82,9 +82,9 @@ def test_the_teacher_is_the_student_after_the_first_step_and_the_mean_of_two_aft
 
 def test_pseudo_labels_are_the_teachers_argmax_and_ignore_padding() -> None:
     method = learner()
-    method._set_teacher_mode()
+    method.teacher.eval()
     _, unlabelled = batch()
-    pixels = method._pseudo_labelled(unlabelled["image"], unlabelled["mask"])
+    pixels = method.pseudo_labelled(unlabelled["image"], unlabelled["mask"])
     probabilities = torch.softmax(method.teacher(unlabelled["image"]), dim=1)
     outside = unlabelled["mask"] == 255
     assert (pixels.labels[outside] == IGNORE).all()
@@ -102,7 +102,7 @@ def test_the_pseudo_label_loss_by_hand(power: float) -> None:
     pixels = cmb.Pixels(
         torch.zeros(1, 3, 1, 4), torch.tensor([[[0, 1, IGNORE, 2]]]), torch.tensor([[[0.9, 0.5, 0.7, 1.0]]])
     )
-    loss = method._pseudo_label_loss(logits, pixels, None)
+    loss = method.pseudo_label_loss(logits, pixels, None)
     expected = (0.9**power + 0.5**power) * math.log(4) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
@@ -151,11 +151,11 @@ def entered(budget: int, **changes: Any) -> list[float]:
     logits[0, torch.tensor(PREDICTED), 0, torch.arange(7)] = torch.log(odds / (1 - odds) * (CLASSES - 1))
     method.teacher, method.teacher_projection = Plain(logits), First(column=False)
     method.teacher_attention = First(column=True)
-    method._budget = lambda images: budget
+    method.budget = lambda images: budget
     features = torch.tensor(ATTENTION).view(1, 1, 1, 7).repeat(1, 3, 1, 1)
     pixels = cmb.Pixels(features, torch.tensor(LABELS).view(1, 1, 7), torch.ones(1, 1, 7))
     torch.manual_seed(0)
-    method._remember(pixels)
+    method.remember(pixels)
     rows, labels = method.memory.stacked()
     return [round(float(row[0]), 4) for row, label in zip(rows, labels, strict=True) if label == 1]
 
@@ -197,7 +197,7 @@ def test_the_budget_of_a_step(
 ) -> None:
     config = Config(memory_size=size, images_hold=classes_held)
     method = Method(lambda: tiny_network(CLASSES), config, Task(1000, labelled, None))
-    assert method._budget(images) == expected
+    assert method.budget(images) == expected
 
 
 # --- gradients ------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_attention_weighs_features_and_does_not_move_them() -> None:
         features = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
         for attention in (method.prediction_attention, method.memory_attention) if frozen else ():
             attention.requires_grad_(False)
-        method._contrast(features, batch()[0].masks[:2])[0].backward()
+        method.contrast(features, batch()[0].masks[:2])[0].backward()
         gradients.append(features.grad)
     assert gradients[0].any()
     assert torch.equal(*gradients)
@@ -256,7 +256,7 @@ def test_ignored_pixels_stay_out_of_the_contrast() -> None:
     labels[0, 1] = IGNORE
     changed = features.clone()
     changed[0, :, 1] = 100
-    one, other = (learner()._contrast(each, labels)[0] for each in (features, changed))
+    one, other = (learner().contrast(each, labels)[0] for each in (features, changed))
     assert torch.equal(one, other)  # the batch norms of the heads do not see them either
 
 
@@ -356,8 +356,8 @@ def test_class_balance_waits_for_a_pass_over_the_unlabelled_images() -> None:
     method = learner(class_balance=True, ramp_up_steps=3, memory_lead_steps=1)
     labels = torch.tensor([[[0, 0, 1, IGNORE]]]).expand(BATCH, 1, 4)
     for step in range(10):  # 30 images, 3 a step
-        assert method._class_weights(labels, labels, step) is None
-    weights = method._class_weights(labels, labels, 10)
+        assert method.class_weights(labels, labels, step) is None
+    weights = method.class_weights(labels, labels, 10)
     assert torch.equal(method.label_frequencies, torch.tensor([2.0, 1.0, 0.0, 0.0]))
     assert weights[1] / weights[0] == pytest.approx(math.sqrt(2))
     assert weights[2] == weights[1]
