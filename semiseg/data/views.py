@@ -65,8 +65,9 @@ def context_views(
     scale: tuple[float, float],
     stride: int,
     iou_range: tuple[float, float],
+    flip_probability: float = 0.5,
 ) -> dict[str, Tensor]:
-    """DCC's two views of an image (3, H, W) uint8, whose long side becomes base_size x U(scale).
+    """Return DCC's two views of an image (3, H, W) uint8, whose long side becomes base_size x U(scale).
 
     image1, image2: (3, crop, crop) uint8, each flipped by itself where flip1, flip2, () bool, say so; box1,
     box2: (4,) int64, the overlap in each crop before its flip; inside: (2,) int64, the rows and columns of
@@ -75,7 +76,7 @@ def context_views(
     factor = scale[0] + (scale[1] - scale[0]) * float(torch.rand((), generator=generator))
     image = resize_image(image, round(geometry.base_size * factor))
     image1, image2, box1, box2 = overlapping_crops(image, geometry.crop, stride, iou_range, generator)
-    flip1, flip2 = torch.rand(2, generator=generator) < 0.5
+    flip1, flip2 = torch.rand(2, generator=generator) < flip_probability
     return {
         "image1": (image1.flip(-1) if flip1 else image1).contiguous(),
         "image2": (image2.flip(-1) if flip2 else image2).contiguous(),

@@ -2,7 +2,7 @@
 
 Lai, Tian, Jiang, Liu, Zhao, Wang, Jia: Semi-supervised Semantic Segmentation with Directional Context-aware
 Consistency, CVPR 2021. "Released code" is github.com/dvlab-research/Context-Aware-Consistency at a7cd9b4a;
-docs/deviations.md lists where it differs from the paper, and the option for each difference.
+docs/deviations.md lists its differences from the paper and the option for each of them.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
+from semiseg.base import checks
 from semiseg.base.distributed import gathered, global_mean
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Geometry
-from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale
+from semiseg.base.parameters import Geometry, Protocol
+from semiseg.data.augment import colour_jitter, gaussian_blur, greyscale, kernel_blur
 from semiseg.data.views import context_views, counterparts, unflipped
 from semiseg.losses import cross_entropy, directional_contrastive_loss
 from semiseg.methods import contract
@@ -29,9 +30,9 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """DCC's hyper-parameters; the defaults follow the paper."""
+    """DCC's hyper-parameters. Defaults follow the paper and, where it is silent, the released code."""
 
-    # the total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on
+    # total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on
     objective: str = "contrast"  # or l2 (on the positives), or self_training (on pseudo-labels)
     weight: float = 0.1
     start_share: float = 5 / 80  # of the run's steps; released code: 5 of 80 epochs
@@ -40,6 +41,15 @@ class Config(contract.Config):
     context: bool = True  # two crops; else the same crop twice
     iou: tuple[float, float] = (0.1, 1.0)  # of the two crops
     stride: int = 8  # pixels; the crops' offset is a multiple of it
+    flip_probability: float = 0.5  # of each view
+    # colours of a view
+    blur_sigma: float = 1.1  # standard deviation in pixels
+    # taps of a kernel to blur with instead, an odd number; released code: OpenCV's 1, 4, 6, 4, 1
+    blur_taps: tuple[float, ...] = ()
+    blur_probability: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    jitter_probability: float = 0.8
+    grey_probability: float = 0.2
     # features
     pooling: bool = True  # average-pooled by two
     projector: bool = True  # else the decoder's own features, normalised
@@ -50,31 +60,38 @@ class Config(contract.Config):
     directional: bool = True  # M_d
     positive_filter: bool = True  # M_pf
     negative_sampling: bool = True  # M_n
-    normalize: str = (
-        "overlap"  # the mean runs over the overlap, or over the selected; released code: selected
-    )
-    bank_steps: int = 0  # earlier steps whose features are negatives too; released code: 1 on VOC
+    # what the mean runs over: the overlap or the selected positions; released code: selected
+    normalize: str = "overlap"
+    bank_steps: int = 0  # earlier steps whose features are negatives too; released code: 1 or 2 on VOC
 
     def __post_init__(self) -> None:
-        _one_of("objective", self.objective, "contrast", "l2", "self_training")
-        _one_of("normalize", self.normalize, "overlap", "selected")
-        if not 0 <= self.iou[0] <= self.iou[1] <= 1:
-            raise ValueError(f"iou: {list(self.iou)} is not a range within [0, 1]")
-        if not 0 < self.unlabelled_scale[0] <= self.unlabelled_scale[1]:
+        checks.one_of(self, "objective", "contrast", "l2", "self_training")
+        checks.one_of(self, "normalize", "overlap", "selected")
+        checks.at_least(self, 0, "weight", "bank_steps", "blur_taps", "jitter")
+        checks.at_least(self, 1, "stride", "dim")
+        checks.positive(self, "temperature", "unlabelled_scale", "blur_sigma")
+        checks.within(self, 0, 1, "start_share", "threshold", "iou", "flip_probability")
+        checks.within(self, 0, 1, "blur_probability", "jitter_probability", "grey_probability")
+        checks.ascending(self, "unlabelled_scale", "iou")
+        if self.blur_taps and (len(self.blur_taps) % 2 == 0 or sum(self.blur_taps) <= 0):
             raise ValueError(
-                f"unlabelled_scale: {list(self.unlabelled_scale)} is not a range of positive numbers"
+                f"blur_taps: {list(self.blur_taps)} are no kernel; give an odd number of weights"
             )
-        if self.stride < 1 or self.temperature <= 0 or self.bank_steps < 0:
-            raise ValueError("stride and temperature must be positive, bank_steps not negative")
+        if self.jitter[3] > 0.5:
+            raise ValueError(f"jitter: hue {self.jitter[3]} is more than half a turn")
 
-
-def _one_of(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+    def check(self, protocol: Protocol) -> None:
+        """Refuse a start that no step of the run reaches."""
+        start = self.start_share * protocol.steps
+        if start > protocol.steps - 1:
+            raise ValueError(
+                f"start_share: unlabelled images are learned from step {start:g} on, and the run has "
+                f"{protocol.steps} steps; lower it"
+            )
 
 
 def views(config: Config, geometry: Geometry) -> View:
-    """Two overlapping crops of an unlabelled image; see semiseg.data.views.context_views.
+    """Return the transform to two overlapping crops; see semiseg.data.views.context_views.
 
     Raises UserError for a crop that is not a multiple of the stride: a flip would move its features off the
     other crop's.
@@ -89,11 +106,12 @@ def views(config: Config, geometry: Geometry) -> View:
         scale=config.unlabelled_scale,
         stride=config.stride,
         iou_range=config.iou if config.context else (1.0, 1.0),
+        flip_probability=config.flip_probability,
     )
 
 
 class Seen(NamedTuple):
-    """What the student makes of a view: rows of all positions, B h w of them, any flip undone."""
+    """The student's output for a view at every position, B h w rows, with the flip undone."""
 
     projected: Tensor  # (B h w, D), L2-normalised
     confidence: Tensor  # (B h w,), the largest probability
@@ -103,7 +121,7 @@ class Seen(NamedTuple):
 
 
 class Method(contract.Method):
-    """A student and the projector that its features are compared in."""
+    """A student, and the projector into the space in which its features are compared."""
 
     def __init__(self, build: Build, config: Config, task: Task) -> None:
         super().__init__()
@@ -117,21 +135,26 @@ class Method(contract.Method):
                 f"params.yaml: dcc: features are {self.cell} pixels apart, and stride {config.stride} is no "
                 "multiple of that; change stride, or pooling"
             )
-        self.self_training = config.objective == "self_training"
         dim = config.dim if config.projector else channels
         self.projector: nn.Module = nn.Identity()
-        if config.projector and not self.self_training:
+        if config.projector and config.objective != "self_training":
             self.projector = _projector(channels, dim)
         self.bank = FeatureBank(config.bank_steps, dim) if config.bank_steps else None
 
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return cross-entropy + weight x consistency (section 3.4) and its parts.
+
+        ``unlabelled`` holds what ``views`` returns. Logs: supervised; consistency, before its weight; and
+        selected, the share of the overlap's positions that the masks keep.
+        """
         assert unlabelled is not None
         supervised = cross_entropy(self.student(labelled.images), labelled.masks)
         consistency = selected = torch.zeros_like(supervised)
         if step >= self.start:
-            objective = self._self_training if self.self_training else self._agree
+            self_training = self.config.objective == "self_training"
+            objective = self.self_training if self_training else self.agreement
             consistency, selected = objective(unlabelled)
         loss = supervised + self.config.weight * consistency
         logs = {"supervised": supervised, "consistency": consistency, "selected": selected}
@@ -142,18 +165,18 @@ class Method(contract.Method):
 
     # --- consistency of the overlap -------------------------------------------------------------------
 
-    def _agree(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
-        """The loss over the overlap of two views, in both directions, and the share that is selected."""
+    def agreement(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
+        """Return the loss over the overlap of two views, in both directions, and the selected share."""
         one, two = self._seen(unlabelled, 1), self._seen(unlabelled, 2)
         if self.config.objective == "l2":
             loss = self._distance(one, two) + self._distance(two, one)
             return loss, torch.ones_like(loss)
         negatives = self._negatives(one, two)
-        loss, selected = self._contrast(one, two, *negatives)
-        other_loss, other_selected = self._contrast(two, one, *negatives)
+        loss, selected = self.contrast(one, two, *negatives)
+        other_loss, other_selected = self.contrast(two, one, *negatives)
         return loss + other_loss, (selected + other_selected) / 2
 
-    def _contrast(
+    def contrast(
         self,
         anchor: Seen,
         other: Seen,
@@ -161,7 +184,10 @@ class Method(contract.Method):
         negative_labels: Tensor,
         negative_valid: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The directional contrastive loss of a view's overlap with the other, and the selected share."""
+        """Return the directional contrastive loss of a view's overlap with the other, and the selected share.
+
+        negatives: (M, D); negative_labels: (M,); negative_valid: (M,) bool, None for all.
+        """
         config = self.config
         index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
         confidence = other.confidence[index]
@@ -186,7 +212,7 @@ class Method(contract.Method):
 
     @torch.no_grad()
     def _selected(self, confidence: Tensor, other: Tensor, overlap: Tensor) -> Tensor:
-        """The share of the overlap's positions that both masks, M_d and M_pf, keep: a scalar in [0, 1]."""
+        """Return the share of the overlap's positions that both masks, M_d and M_pf, keep: a scalar."""
         selected = overlap
         if self.config.directional:
             selected = selected & (confidence < other)
@@ -195,14 +221,14 @@ class Method(contract.Method):
         return global_mean(selected.sum(), overlap.sum())
 
     def _distance(self, anchor: Seen, other: Seen) -> Tensor:
-        """The squared distance of a view's overlap to the other, a mean over its positions."""
+        """Return the squared distance of a view's overlap to the other, a mean over its positions."""
         index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
         distances = (anchor.projected - other.projected.detach()[index]).square().sum(dim=1)
         return global_mean(torch.where(overlap, distances, 0).sum(), overlap.sum())
 
     @torch.no_grad()
     def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All features of this step, of every process, and of the steps in the bank: rows, labels, valid."""
+        """Return the features of this step, from every process, and of the bank: rows, labels, valid."""
         features = gathered(torch.cat((one.projected, two.projected)))
         labels = gathered(torch.cat((one.labels, two.labels)))
         if self.bank is None:
@@ -214,9 +240,9 @@ class Method(contract.Method):
 
     # --- self-training --------------------------------------------------------------------------------
 
-    def _self_training(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the first view with its own prediction where that is confident, and that share."""
-        logits = self.student(_augmented(unlabelled["image1"])).float()
+    def self_training(self, unlabelled: Unlabelled) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the first view with its own confident predictions, and their share."""
+        logits = self.student(self.augmented(unlabelled["image1"])).float()
         confidence, labels = torch.softmax(logits.detach(), dim=1).max(dim=1)
         inside = unflipped(_inside(unlabelled["inside"], *labels.shape[1:]), unlabelled["flip1"])
         labels = torch.where(inside & (confidence > self.config.threshold), labels, IGNORE)
@@ -225,9 +251,28 @@ class Method(contract.Method):
 
     # --- features -------------------------------------------------------------------------------------
 
+    def augmented(self, images: Tensor) -> Tensor:
+        """Blur, jitter and grey images (B, 3, H, W) in [0, 1]."""
+        config = self.config
+        if config.blur_taps:
+            images = kernel_blur(images, probability=config.blur_probability, taps=config.blur_taps)
+        else:
+            sigma = (config.blur_sigma, config.blur_sigma)
+            images = gaussian_blur(images, probability=config.blur_probability, sigma=sigma)
+        brightness, contrast, saturation, hue = config.jitter
+        images = colour_jitter(
+            images,
+            probability=config.jitter_probability,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+        )
+        return greyscale(images, probability=config.grey_probability)
+
     def _seen(self, unlabelled: Unlabelled, view: int) -> Seen:
         images, flip = unlabelled[f"image{view}"], unlabelled[f"flip{view}"]
-        features = self.student.features(_augmented(images))
+        features = self.student.features(self.augmented(images))
         if self.config.pooling:
             features = avg_pool2d(features, 2)
         projected = normalize(self.projector(features).float(), dim=1)
@@ -247,15 +292,8 @@ def _projector(channels: int, dim: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, dim, 1))
 
 
-def _augmented(images: Tensor) -> Tensor:
-    """Blurred, jittered and greyed, with the released code's values (dataloaders/voc.py, 21 and 37-41)."""
-    images = gaussian_blur(images, probability=0.5, sigma=(1.1, 1.1))  # what OpenCV takes for 5 x 5
-    images = colour_jitter(images, probability=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    return greyscale(images, probability=0.2)
-
-
 def _inside(inside: Tensor, height: int, width: int) -> Tensor:
-    """(B, 2) rows and columns that are image -> (B, height, width) bool."""
+    """Return which pixels are image, (B, height, width) bool, for their rows and columns (B, 2)."""
     rows, columns = inside.view(-1, 2, 1, 1).unbind(dim=1)
     y = torch.arange(height, device=inside.device).view(1, -1, 1)
     x = torch.arange(width, device=inside.device).view(1, 1, -1)

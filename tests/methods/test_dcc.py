@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Geometry
 from semiseg.losses import directional_blocks
-from semiseg.methods import dcc
 from semiseg.methods.contract import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods.dcc import Config, Method, views
 from tests.tiny import tiny_network
@@ -65,7 +64,7 @@ def take_step(method: Method, step: int = STEP, seed: int = 2) -> tuple[Tensor, 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are seen as they are."""
-    monkeypatch.setattr(dcc, "_augmented", lambda images: images)
+    monkeypatch.setattr(Method, "augmented", lambda method, images: images)
 
 
 # --- the equations, image by image ----------------------------------------------------------------------
@@ -145,7 +144,7 @@ def assert_same(method: Method, loss: Tensor, expected: Tensor) -> None:
 def test_the_contrast_is_the_printed_one_over_each_images_overlap(changes: dict[str, Any]) -> None:
     method, batch = learner(**changes), unlabelled()
     one, two = literal_views(method, batch, method.config.pooling)
-    assert_same(method, method._agree(batch)[0], literal_contrast(one, two, [], method.config))
+    assert_same(method, method.agreement(batch)[0], literal_contrast(one, two, [], method.config))
 
 
 @pytest.mark.parametrize("directional", [True, False])
@@ -161,7 +160,7 @@ def test_the_selected_share_is_that_of_the_overlap_which_both_masks_keep(
         for anchors, others in ((one, two), (two, one))
         for own, other in zip(anchors, others, strict=True)
     ]
-    _, selected = method._agree(batch)
+    _, selected = method.agreement(batch)
     assert selected.item() == pytest.approx(sum(kept) / len(kept))
     assert (selected < 1) == (directional or positive_filter)
 
@@ -170,7 +169,7 @@ def test_the_selected_share_is_that_of_the_overlap_which_both_masks_keep(
 def test_the_l2_row_is_the_mean_distance_of_the_overlap() -> None:
     method, batch = learner(objective="l2"), unlabelled()
     one, two = literal_views(method, batch, pooled=True)
-    assert_same(method, method._agree(batch)[0], literal_l2(one, two))
+    assert_same(method, method.agreement(batch)[0], literal_l2(one, two))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -181,7 +180,7 @@ def test_features_of_the_banks_steps_are_negatives_too(steps: int) -> None:
         batch = unlabelled(seed)
         one, two = literal_views(method, batch, pooled=True)
         expected = literal_contrast(one, two, earlier[-2 * steps :], method.config)
-        assert_same(method, method._agree(batch)[0], expected)
+        assert_same(method, method.agreement(batch)[0], expected)
         earlier += [{name: each.detach() for name, each in view["all"].items()} for view in (one, two)]
 
 
@@ -199,7 +198,7 @@ def test_self_training_learns_its_own_confident_predictions(threshold: float) ->
         pixels += len(kept)
         losses.append(cross_entropy(image[kept], labels[kept], reduction="none"))
     assert batch["inside"].min() < CROP
-    loss, selected = method._self_training(batch)
+    loss, selected = method.self_training(batch)
     assert_same(method, loss, torch.cat(losses).mean())
     assert selected.item() == pytest.approx(len(torch.cat(losses)) / pixels)
 
@@ -299,7 +298,8 @@ def test_without_context_both_views_are_the_same_crop() -> None:
 def test_each_view_has_its_own_colours() -> None:
     images = torch.rand(64, 3, CROP, CROP, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    one, two = dcc._augmented(images), dcc._augmented(images)
+    method = learner()
+    one, two = method.augmented(images), method.augmented(images)
     changed = [(each - images).flatten(1).any(dim=1).float().mean() for each in (one, two)]
     assert all(0.8 < share < 1 for share in changed)  # 1 − 0.5 · 0.2 · 0.8 = 0.92
     same = (one == two).flatten(1).all(dim=1).float().mean()
