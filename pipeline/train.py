@@ -25,6 +25,8 @@ def main() -> None:
     gpus = params.gpus(run.run)
     dataset = prepared.open_dataset(run.dataset_name, run.dataset)
     split = splits.read(arguments.split, arguments.seed)
+    prepared.check_scored(dataset, run.dataset.evaluate)
+    prepared.check_labelled(dataset, split.labelled)
     if launch.started():
         with launch.one_of_several():
             chosen = device.of_process(run.protocol.threads)

@@ -1,17 +1,21 @@
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, PngImagePlugin
 
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
-from semiseg.data import prepared, sources, summary
+from semiseg.data import prepared, sources, splits, summary
 from semiseg.data.contents import pixels_sha256
 from semiseg.data.sources import shapes
+from tests import miniature
 
 OWN = prepared.Layout()
 DATASET = parameters.Dataset("shapes", ("ground", "thing"))
@@ -274,6 +278,25 @@ def test_a_list_that_cannot_be_scored_is_refused_when_it_is_prepared(project: Pa
     with pytest.raises(UserError, match="there is no list 'test'"):
         sources.prepare("mini", scored)
     sources.prepare("mini", MINI)
+
+
+def test_training_refuses_what_cannot_be_scored_or_learnt_from(mini_project: Path) -> None:
+    def train() -> str:
+        command = [sys.executable, str(miniature.PIPELINE / "train.py"), "supervised", miniature.SPLIT, "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        return done.stderr.splitlines()[-1]
+
+    text = Path("params.yaml").read_text()
+    tree = yaml.safe_load(text)
+    tree["datasets"]["mini"]["evaluate"] = "test"
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    assert train().startswith("error: data/mini: there is no list 'test'")
+    Path("params.yaml").write_text(text)
+    for each in splits.read(miniature.SPLIT, 0).labelled:
+        Image.new("L", (48, 48), 255).save(f"data/mini/SegmentationClass/{each}.png")
+    assert train().startswith("error: data/mini: every pixel of the labelled images is 255")
+    assert not Path("runs").exists()
 
 
 def test_the_summary_counts_images_masks_and_pixels(project: Path) -> None:
