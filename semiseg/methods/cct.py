@@ -1,0 +1,196 @@
+"""CCT: cross-consistency training.
+
+Ouali, Hudelot, Tami: Semi-Supervised Semantic Segmentation with Cross-Consistency Training, CVPR 2020.
+"Released code" is github.com/yassouali/CCT at 65d4e5bd; docs/deviations.md lists where it differs from the
+paper, and the option for each difference.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from semiseg.base import checks
+from semiseg.base.distributed import uniform
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Geometry
+from semiseg.losses import bootstrapped_cross_entropy, cross_consistency_loss, cross_entropy
+from semiseg.losses.bootstrapped import bootstrap_threshold
+from semiseg.methods import contract
+from semiseg.methods.common import ramp_up, weak_view
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models.auxiliary_decoders import AuxiliaryDecoders
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
+from semiseg.models.perturbations import (
+    adversarial,
+    channel_dropout,
+    connected_regions,
+    feature_drop,
+    feature_noise,
+    guided_cutout,
+    masked,
+)
+
+REVISION = 1  # raise it when a change alters the numbers of a run
+
+
+FAMILIES = ("vat", "noise", "drop", "dropout", "cutout", "context_mask", "object_mask")
+"""The perturbations, in the order of their decoders."""
+
+
+@dataclass(frozen=True)
+class Config(contract.Config):
+    """CCT's hyper-parameters; the defaults follow the paper."""
+
+    # the total loss: L_s + ω_u L_u, where ω_u rises to its weight in a share of the run
+    weight: float = 30.0
+    ramp_up_share: float = 0.1
+    # supervised loss
+    bootstrapped: bool = False  # annealed bootstrapped cross-entropy; else plain cross-entropy
+    bootstrap_final: float = 0.9  # the last threshold η; the first is 1 / C
+    bootstrap_share: float = 0.4  # of the run, until η has risen
+    bootstrap_mean: str = "labelled"  # over all labelled pixels, or over those that are kept; released: kept
+    # how many auxiliary decoders learn from each perturbation; released code: 6, masks and VAT 2
+    noise: int = 2
+    drop: int = 2
+    dropout: int = 2
+    cutout: int = 2
+    context_mask: int = 2  # the masks need a dataset with a background class; else they are off
+    object_mask: int = 2
+    vat: int = 2
+    decoder: str = "convolution"  # of the features, or subpixel: up to the image's size, as released
+    # perturbations
+    draws: str = (
+        "image"  # whose noise and threshold γ are drawn: each image's, or the batch's; released: batch
+    )
+    noise_range: float = 0.3  # N ~ U(−0.3, 0.3)
+    drop_range: tuple[float, float] = (0.6, 0.9)  # γ; released code: 0.7 to 0.9
+    dropout_rate: float = 0.5  # of channels
+    cutout_share: float = 0.4  # of an object's height and width
+    cutout_objects: str = (
+        "class"  # connected positions of a class, or of any class but background; released: any
+    )
+    vat_radius: float = 2.0  # ε
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 0, "weight", "vat_radius", *FAMILIES)
+        checks.within(self, 0, 1, "ramp_up_share", "bootstrap_share", "noise_range", "cutout_share")
+        checks.within(self, 0, 1, "drop_range", "bootstrap_final")
+        checks.positive(self, "bootstrap_final")
+        checks.ascending(self, "drop_range")
+        checks.one_of(self, "bootstrap_mean", "labelled", "kept")
+        checks.one_of(self, "decoder", "convolution", "subpixel")
+        checks.one_of(self, "draws", "image", "batch")
+        checks.one_of(self, "cutout_objects", "class", "any")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate: {self.dropout_rate} is outside [0, 1)")
+        if not any(getattr(self, family) for family in FAMILIES):
+            raise ValueError(f"one of {', '.join(FAMILIES)} needs a decoder")
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
+    return weak_view(geometry)
+
+
+class Method(contract.Method):
+    """A network, whose classifier is the main decoder g, and auxiliary decoders of perturbed features."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.student = build()
+        self.config, self.task = config, task
+        self.count = {family: getattr(config, family) for family in FAMILIES}
+        if task.background is None:
+            self.count.update(context_mask=0, object_mask=0)
+        decoders = sum(self.count.values())
+        if not decoders:
+            raise UserError(
+                "params.yaml: cct: without a background class there are no masks; give decoders of others"
+            )
+        network = self.student
+        doublings = _doublings(network.feature_stride) if config.decoder == "subpixel" else 0
+        self.auxiliary = AuxiliaryDecoders(decoders, network.feature_channels, network.num_classes, doublings)
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        config = self.config
+        supervised = self._supervised_loss(self.student(labelled.images), labelled.masks, step)
+
+        # The encoder learns from both losses, the main decoder from labelled images only.
+        features = self.student.features(unlabelled["image"])
+        with torch.no_grad():
+            main = self.student.classify(features)
+        logits = self.auxiliary(self._perturbed(features, main))
+        target = torch.softmax(upsample(main, size_of(logits)), dim=1)
+        consistency = cross_consistency_loss(logits, target)
+
+        weight = config.weight * ramp_up(step, round(config.ramp_up_share * self.task.total_steps))
+        loss = supervised + weight * consistency
+        return loss, {"supervised": supervised.detach(), "consistency": consistency.detach()}
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        return {"student": self.student}
+
+    def _supervised_loss(self, logits: Tensor, masks: Tensor, step: int) -> Tensor:
+        config = self.config
+        if not config.bootstrapped:
+            return cross_entropy(logits, masks)
+        steps = config.bootstrap_share * self.task.total_steps
+        threshold = bootstrap_threshold(step, steps, self.student.num_classes, config.bootstrap_final)
+        return bootstrapped_cross_entropy(logits, masks, threshold, mean_over=config.bootstrap_mean)
+
+    def _perturbed(self, features: Tensor, main: Tensor) -> Tensor:
+        """Perturb features (B, D, h, w) for every decoder, by family: (B, K, D, h, w)."""
+        config, count = self.config, self.count
+        batch, channels, height, width = features.shape
+        of_batch = config.draws == "batch"
+
+        def draw(*shape: int, shared: bool = False) -> Tensor:
+            if shared:
+                return torch.rand(1, *shape, device=features.device)
+            return uniform(batch, *shape, device=features.device)
+
+        perturbed = []
+        if count["vat"]:
+            first = slice(count["vat"])
+            draws = draw(count["vat"], channels, height, width)
+            decode = partial(self.auxiliary, which=first)
+            perturbed.append(features[:, None] + adversarial(features, draws, decode, config.vat_radius))
+        if count["noise"]:
+            draws = draw(count["noise"], channels, height, width, shared=of_batch)
+            perturbed.append(feature_noise(features, config.noise_range * (2 * draws - 1)))
+        if count["drop"]:
+            least, largest = config.drop_range
+            draws = draw(count["drop"], shared=of_batch)
+            perturbed.append(feature_drop(features, least + (largest - least) * draws))
+        if count["dropout"]:
+            draws = draw(count["dropout"], channels)
+            perturbed.append(channel_dropout(features, draws, config.dropout_rate))
+
+        predicted = interpolate(main.argmax(dim=1, keepdim=True).float(), (height, width))[:, 0].long()
+        background = -1 if self.task.background is None else self.task.background
+        foreground = predicted != background
+        if count["cutout"]:
+            labels = predicted if config.cutout_objects == "class" else torch.zeros_like(predicted)
+            objects = connected_regions(torch.where(foreground, labels, IGNORE), IGNORE)
+            draws = draw(count["cutout"], height * width, 2)
+            perturbed.append(guided_cutout(features, objects, draws, config.cutout_share))
+        if count["context_mask"]:
+            perturbed.append(masked(features, foreground[:, None].expand(-1, count["context_mask"], -1, -1)))
+        if count["object_mask"]:
+            perturbed.append(masked(features, ~foreground[:, None].expand(-1, count["object_mask"], -1, -1)))
+        return torch.cat(perturbed, dim=1)
+
+
+def _doublings(stride: int) -> int:
+    """Return how often features must double to reach the image's size."""
+    if stride & (stride - 1):
+        raise UserError(
+            f"params.yaml: cct: decoder: subpixel needs features a power of two apart, not {stride}"
+        )
+    return stride.bit_length() - 1
