@@ -34,8 +34,11 @@ PROTOCOL: dict[str, Any] = {
     },
     "geometry": {"base_size": 48, "scale": [0.75, 1.5], "crop": 32},
     "optimiser": {
+        "name": "sgd",
         "learning_rate": 0.01,
         "backbone_factor": 0.1,
+        "head_factor": 1.0,
+        "layer_decay": 1.0,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "power": 0.9,

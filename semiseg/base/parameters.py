@@ -129,17 +129,25 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """SGD with momentum and the poly schedule lr (1 - step / steps)^power."""
+    """SGD with momentum, or AdamW, and the poly schedule lr (1 - step / steps)^power."""
 
+    name: str  # sgd or adamw
     learning_rate: float
-    backbone_factor: float  # the backbone's learning rate as a multiple of the head's
-    momentum: float
+    backbone_factor: float  # the backbone's learning rate as a multiple of learning_rate
+    head_factor: float  # everything else's
+    layer_decay: float  # rate of a layer of the backbone as a multiple of the next layer's; 1: the same
+    momentum: float  # AdamW: the decay of the gradient's average, beta_1 (beta_2 is 0.999)
     weight_decay: float
     power: float
     clip_norm: float | None  # the largest norm of the gradient; null: unlimited
 
     def __post_init__(self) -> None:
-        checks.positive(self, "learning_rate", "backbone_factor", "power", "clip_norm")
+        checks.one_of(self, "name", "sgd", "adamw")
+        checks.positive(
+            self, "learning_rate", "backbone_factor", "head_factor", "layer_decay", "power", "clip_norm"
+        )
+        if self.layer_decay > 1:
+            raise ValueError(f"layer_decay: {self.layer_decay} is outside (0, 1]")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")

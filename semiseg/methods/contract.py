@@ -52,8 +52,9 @@ class Task:
 class Rates:
     """Learning rates at the first step."""
 
-    backbone: float
+    backbone: float  # of its last layer
     head: float
+    layer_decay: float = 1.0  # rate of a layer of the backbone as a multiple of the next layer's
 
 
 class ParameterGroup(TypedDict):
@@ -102,14 +103,19 @@ class Method(nn.Module, ABC):
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
         """Return every parameter that requires a gradient once, with its rate.
 
-        The default trains the backbone of every SegmentationNetwork at the backbone's rate and all else at
+        The default trains the backbone of every SegmentationNetwork at the backbone's rates and all else at
         the head's.
         """
-        networks = [module for module in self.modules() if isinstance(module, SegmentationNetwork)]
-        backbone = [each for network in networks for each in trained(network.backbone)]
-        known = {id(each) for each in backbone}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for network in self.modules():
+            if isinstance(network, SegmentationNetwork):
+                for later, layer in enumerate(reversed(network.backbone.parameters_by_layer())):
+                    rate = rates.backbone * rates.layer_decay**later
+                    groups.setdefault(rate, []).extend(each for each in layer if each.requires_grad)
+        known = {id(each) for group in groups.values() for each in group}
         rest = [each for each in trained(self) if id(each) not in known]
-        return [{"params": backbone, "lr": rates.backbone}, {"params": rest, "lr": rates.head}]
+        backbones = [ParameterGroup(params=group, lr=rate) for rate, group in groups.items()]
+        return [*backbones, ParameterGroup(params=rest, lr=rates.head)]
 
     def forward(self, labelled: Labelled, unlabelled: Unlabelled | None, step: int) -> tuple[Tensor, Logs]:
         """Call ``training_step``; DistributedDataParallel wraps this name."""

@@ -29,6 +29,10 @@ class Backbone(nn.Module):
         """Return the tensors of this backbone, under its own names, in the state dict of a classifier."""
         raise NotImplementedError
 
+    def parameters_by_layer(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each layer, from the first to the last, for layer-wise learning rates."""
+        return [list(self.parameters())]
+
 
 class SegmentationNetwork(nn.Module):
     """A segmentation network in three parts that a method can call one by one.

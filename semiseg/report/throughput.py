@@ -17,7 +17,7 @@ from semiseg.methods.contract import Config, Method, Task, View
 from semiseg.report.plan import Estimate
 from semiseg.training.batches import Batch, on_device
 from semiseg.training.device import claimed
-from semiseg.training.step import new_learner, poly, seed_everything, sgd, take_step
+from semiseg.training.step import new_learner, new_optimiser, poly, seed_everything, take_step
 
 WARM_UP, STEPS = 3, 5
 LEAD = 6.0  # of a pixel's highest logit over the next: of 21 classes, a confidence of 0.95 and more
@@ -45,7 +45,7 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     labelled, unlabelled = _batch(config, view, device)
     learner = _learner(config, options, device)
     _make_confident(learner, labelled.images)
-    optimiser = sgd(learner, protocol.optimiser)
+    optimiser = new_optimiser(learner, protocol.optimiser)
     poly(optimiser, protocol, last)
 
     def step(repetition: int) -> None:

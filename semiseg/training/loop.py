@@ -24,7 +24,7 @@ from semiseg.training.checkpoint import Checkpoint, Networks
 from semiseg.training.divergence import Diverged
 from semiseg.training.history import History
 from semiseg.training.sitting import Sitting, noted_signals
-from semiseg.training.step import new_learner, poly, seed_everything, sgd, take_step
+from semiseg.training.step import new_learner, new_optimiser, poly, seed_everything, take_step
 
 REVISION = 1  # raise it when a change alters the numbers of every run
 
@@ -70,7 +70,7 @@ def train(
     seed_everything(run.seed, -1)
     task = Task(protocol.steps, len(split.labelled), config.dataset.background, len(split.unlabelled))
     learner = new_learner(config, options, task, device)
-    optimiser = sgd(learner, protocol.optimiser)
+    optimiser = new_optimiser(learner, protocol.optimiser)
     if saved:
         learner.load_state_dict(saved.method)
         optimiser.load_state_dict(saved.optimiser)

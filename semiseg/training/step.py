@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from semiseg.base.gpu_memory import enough_memory
@@ -36,21 +37,22 @@ def new_learner(config: RunConfig, options: Config, task: Task, device: torch.de
     return learner.train()
 
 
-def sgd(learner: Method, optimiser: Optimiser) -> torch.optim.SGD:
-    """Return SGD over the method's own parameter groups."""
-    rates = Rates(optimiser.learning_rate * optimiser.backbone_factor, optimiser.learning_rate)
+def new_optimiser(learner: Method, optimiser: Optimiser) -> Optimizer:
+    """Return SGD or AdamW over the method's own parameter groups."""
+    rates = Rates(
+        backbone=optimiser.learning_rate * optimiser.backbone_factor,
+        head=optimiser.learning_rate * optimiser.head_factor,
+        layer_decay=optimiser.layer_decay,
+    )
     groups: list[dict[str, Any]] = [
         {**group, "initial_lr": group["lr"]} for group in learner.parameter_groups(rates)
     ]
-    return torch.optim.SGD(
-        groups,
-        lr=optimiser.learning_rate,
-        momentum=optimiser.momentum,
-        weight_decay=optimiser.weight_decay,
-    )
+    if optimiser.name == "sgd":
+        return SGD(groups, momentum=optimiser.momentum, weight_decay=optimiser.weight_decay)
+    return AdamW(groups, betas=(optimiser.momentum, 0.999), weight_decay=optimiser.weight_decay)
 
 
-def poly(optimiser: torch.optim.SGD, protocol: Protocol, step: int) -> LambdaLR:
+def poly(optimiser: Optimizer, protocol: Protocol, step: int) -> LambdaLR:
     """Return the schedule lr (1 - step / steps)^power of every group, at ``step`` steps taken."""
     steps, power = protocol.steps, protocol.optimiser.power
     return LambdaLR(optimiser, lambda taken: (1 - taken / steps) ** power, last_epoch=step - 1)
@@ -66,7 +68,7 @@ def take_step(
     config: RunConfig,
     learner: Method,
     model: nn.Module,
-    optimiser: torch.optim.SGD,
+    optimiser: Optimizer,
     labelled: Labelled,
     unlabelled: Unlabelled | None,
     step: int,

@@ -158,7 +158,7 @@ def test_every_trained_backbone_learns_at_the_backbones_rate(name: str) -> None:
 def test_a_group_of_its_own_keeps_its_own_rate_through_the_schedule() -> None:
     torch.manual_seed(0)
     learner = many_decoders.Method(lambda: tiny_network(CLASSES), many_decoders.Config(), TASK)
-    optimiser = training_step.sgd(learner, PROTOCOL.optimiser)
+    optimiser = training_step.new_optimiser(learner, PROTOCOL.optimiser)
     schedule = training_step.poly(optimiser, PROTOCOL, 0)
     for _ in range(STEPS // 2):
         optimiser.step()

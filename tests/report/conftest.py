@@ -39,7 +39,8 @@ protocols:
     network: {head: deeplabv3plus, backbone: resnet18, weights: none, output_stride: 16, decoder_channels: 32}
     geometry: {base_size: 96, scale: [0.75, 1.5], crop: 64}
     optimiser:
-      {learning_rate: 0.05, backbone_factor: 1, momentum: 0.9, weight_decay: 0, power: 0.9, clip_norm: null}
+      {name: sgd, learning_rate: 0.05, backbone_factor: 1, head_factor: 1, layer_decay: 1, momentum: 0.9,
+       weight_decay: 0, power: 0.9, clip_norm: null}
     evaluation: {long_side: null, window: null, stride: null}
     labelled_batch: 4
     unlabelled_batch: 6

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 import timm
-from torch import Tensor
+from timm.models import group_parameters
+from torch import Tensor, nn
 
 from semiseg.models.network import Backbone, Maps
 
@@ -34,3 +35,9 @@ class Pyramid(Backbone):
         """Leave out what follows the last map."""
         own = self.state_dict()
         return {f"model.{name}": tensor for name, tensor in tensors.items() if f"model.{name}" in own}
+
+    def parameters_by_layer(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the stem and of each block, as timm groups them."""
+        own = dict(self.model.named_parameters())
+        groups = group_parameters(self.model, self.model.group_matcher(), reverse=False)
+        return [[own[name] for name in names] for names in groups.values()]

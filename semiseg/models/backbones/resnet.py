@@ -45,6 +45,14 @@ class ResNet(Backbone):
         """Leave out the classifier fc."""
         return {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
 
+    def parameters_by_layer(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the first convolution with its batch norm, and of layer1 to layer4."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return [
+            [*self.conv1.parameters(), *self.bn1.parameters()],
+            *(list(stage.parameters()) for stage in stages),
+        ]
+
 
 def _dilate(stage: nn.Module, dilation: int) -> None:
     """Replace the stride of ``stage``, which is reached at ``dilation``, by twice the dilation after it.
