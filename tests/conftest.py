@@ -1,4 +1,5 @@
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,14 @@ from tests import miniature
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test begins with the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def no_handler_is_left() -> Iterator[None]:
-    """A run that has had SIGTERM keeps its handler, for it ends; here its process goes on."""
+    """A run that was told to end keeps its handler of SIGTERM, because its process ends; this one goes on."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -27,3 +34,11 @@ def mini_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     yield tmp_path
     torch.use_deterministic_algorithms(deterministic)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def written_methods(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that were written for the tests, as if they lay in semiseg/methods/."""
+    for name, module in miniature.WRITTEN.items():
+        monkeypatch.setitem(sys.modules, f"semiseg.methods.{name}", module)
+    return list(miniature.WRITTEN)

@@ -1,5 +1,6 @@
 """A project of a few small generated images, in a folder of its own, that trains in seconds."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,22 @@ import torch
 import yaml
 
 from semiseg.base import parameters
+from semiseg.base.parameters import RunConfig
 from semiseg.base.paths import Run
 from semiseg.data import prepared, sources, splits
+from semiseg.evaluation.score import Scoring
 from semiseg.methods import contract
 from semiseg.methods.contract import Method, Task
+from semiseg.training import checkpoint, loop
+from tests.methods import many_decoders, two_networks
 from tests.tiny import tiny_network
 
 PIPELINE = Path(__file__).parents[1] / "pipeline"
 METHODS = parameters.files_of("methods")
+WRITTEN = {"many_decoders": many_decoders, "two_networks": two_networks}  # for the tests
 STEPS = 6
 SPLIT = "mini-1_4"
+CPU = torch.device("cpu")
 
 # Options that let a method reach its last phase within STEPS steps.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -97,6 +104,20 @@ def create(folder: Path) -> None:
     sources.prepare("mini", dataset)
     ids = prepared.open_dataset("mini", dataset).ids("train")
     splits.write(SPLIT, 0, ids, params.share(SPLIT).labelled_count(len(ids)), "mini")
+
+
+def config(recipe: str = "supervised", **protocol: Any) -> RunConfig:
+    """Return the configuration of seed 0 in the working directory, with other values in its protocol."""
+    plain = parameters.load().run(run(recipe))
+    return dataclasses.replace(plain, protocol=dataclasses.replace(plain.protocol, **protocol))
+
+
+def train(config: RunConfig, device: torch.device = CPU) -> dict[str, Any]:
+    """Train a run to its end in this process, and return what its model.pt holds."""
+    dataset = prepared.open_dataset(config.dataset_name, config.dataset)
+    split = splits.read(config.run.split, config.run.seed)
+    loop.train(config, dataset, split, device, Scoring.of(config, device))
+    return checkpoint.read(config.run.artefacts / "model.pt")
 
 
 def learner(name: str) -> Method:

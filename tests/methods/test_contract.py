@@ -1,7 +1,6 @@
 """What the training loop relies on, for every method and for two that were written for this test."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from semiseg.methods.contract import Config, Labelled, Method, Rates, Task, Unla
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import step as training_step
 from tests import miniature
-from tests.methods import many_decoders, two_networks
+from tests.methods import many_decoders
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 2, 32
@@ -22,16 +21,13 @@ STEPS = 10_000
 MOMENTS = (0, 1_500, 2_500, 9_999)  # before, while and after the papers' schedules set in
 TASK = Task(STEPS, labelled_images=4, background=0, unlabelled_images=12)
 RATES = Rates(backbone=0.001, head=0.01)
-WRITTEN = {"two_networks": two_networks, "many_decoders": many_decoders}
 PROTOCOL: Protocol = dataclasses.replace(
     from_tree(Protocol, miniature.PROTOCOL, "mini"), steps=STEPS, labelled_batch=BATCH, unlabelled_batch=BATCH
 )
 
 
-@pytest.fixture(params=[*miniature.METHODS, *WRITTEN])
-def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    for written, module in WRITTEN.items():
-        monkeypatch.setitem(sys.modules, f"semiseg.methods.{written}", module)
+@pytest.fixture(params=[*miniature.METHODS, *miniature.WRITTEN])
+def name(request: pytest.FixtureRequest, written_methods: list[str]) -> str:
     return str(request.param)
 
 

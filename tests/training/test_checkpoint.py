@@ -1,29 +1,30 @@
 """Checkpoints: whole or not there, the one before kept, and no damage taken for weights."""
 
-import multiprocessing
+import dataclasses
 import os
 import random
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from semiseg.base import paths
-from semiseg.base.errors import UserError, one_line_errors
+from semiseg.base.errors import UserError
 from semiseg.training import checkpoint
-from semiseg.training.checkpoint import Checkpoint
+from semiseg.training.checkpoint import Checkpoint, Identity
 
-RUN = paths.Run("supervised", "mini-1_4", 0)
+OURS = Identity(config_sha256="c", data_sha256="d", labelled_sha256="l")
 
 
-def state(step: int, config_sha256: str = "ours") -> Checkpoint:
-    weights = {"w": torch.arange(200.0) + step, "n": torch.tensor(step)}
-    return Checkpoint(
-        config_sha256, step, weights, {}, [{"step": 1.0}], 0.5, 1, {}, "2026", 1.5, [{"loss": 2.0}]
+def state(step: int, identity: Identity = OURS) -> Checkpoint:
+    return dataclasses.replace(
+        Checkpoint.new(identity, "2026-01-31T12:00:00Z"),
+        step=step,
+        method={"w": torch.arange(200.0) + step, "n": torch.tensor(step)},
+        history=[{"step": 1.0}],
+        unwritten=[{"loss": 2.0}],
+        best_miou=0.5,
+        best_step=1,
+        seconds=1.5,
     )
 
 
@@ -35,10 +36,10 @@ def is_state(found: Checkpoint, step: int) -> bool:
 
 
 def test_the_last_checkpoint_is_read_and_the_one_before_kept(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path, "ours") is None
+    assert checkpoint.load(tmp_path, OURS) is None
     for step in (1, 2, 3):
         state(step).save(tmp_path)
-        assert is_state(checkpoint.load(tmp_path, "ours"), step)
+        assert is_state(checkpoint.load(tmp_path, OURS), step)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
     assert checkpoint.read(tmp_path / "previous.pt")["step"] == 2
 
@@ -55,7 +56,7 @@ def test_a_save_that_fails_leaves_both(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="No space left on device"):
             state(3).save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
-    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    assert is_state(checkpoint.load(tmp_path, OURS), 2)
 
 
 @pytest.mark.parametrize("present", [("previous.pt", "next.pt"), ("previous.pt",)])
@@ -65,9 +66,9 @@ def test_a_kill_between_two_renames_loses_one_checkpoint(tmp_path: Path, present
     (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
     if "next.pt" in present:
         checkpoint.write(vars(state(3)), tmp_path / "next.pt")
-    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    assert is_state(checkpoint.load(tmp_path, OURS), 2)
     state(3).save(tmp_path)
-    assert is_state(checkpoint.load(tmp_path, "ours"), 3)
+    assert is_state(checkpoint.load(tmp_path, OURS), 3)
     assert is_state(Checkpoint(**checkpoint.read(tmp_path / "previous.pt")), 2)
 
 
@@ -76,9 +77,9 @@ def test_a_finished_run_keeps_its_last_one_until_it_is_forgotten(tmp_path: Path)
         state(step).save(tmp_path)
     checkpoint.finish(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["finished.pt"]
-    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    assert is_state(checkpoint.load(tmp_path, OURS), 2)
     checkpoint.finish(tmp_path)  # of a run that was started again
-    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    assert is_state(checkpoint.load(tmp_path, OURS), 2)
     checkpoint.forget(tmp_path)
     assert not tmp_path.exists()
     checkpoint.forget(tmp_path)
@@ -87,27 +88,17 @@ def test_a_finished_run_keeps_its_last_one_until_it_is_forgotten(tmp_path: Path)
 def test_forgetting_leaves_a_run_under_way_alone(tmp_path: Path) -> None:
     state(1).save(tmp_path)
     checkpoint.forget(tmp_path)
-    assert is_state(checkpoint.load(tmp_path, "ours"), 1)
+    assert is_state(checkpoint.load(tmp_path, OURS), 1)
 
 
-def test_a_finished_run_stands_in_no_other_configuration_s_way(tmp_path: Path) -> None:
-    state(2, "theirs").save(tmp_path)
-    checkpoint.finish(tmp_path)
-    assert checkpoint.load(tmp_path, "ours") is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_finished_run_s_damaged_one_is_named_and_removed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_runs_damaged_one_is_refused_and_named(tmp_path: Path) -> None:
     state(2).save(tmp_path)
     checkpoint.finish(tmp_path)
     finished = tmp_path / "finished.pt"
     finished.write_bytes(finished.read_bytes()[:-100])
-    assert checkpoint.load(tmp_path, "ours") is None
-    assert not finished.exists()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{finished}: not a readable checkpoint (")
+    with pytest.raises(UserError, match=f"^{finished}: .*remove {tmp_path}"):
+        checkpoint.load(tmp_path, OURS)
+    assert finished.exists()
 
 
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
@@ -156,26 +147,46 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     state(1).save(tmp_path)
     state(2).save(tmp_path)
     damage(tmp_path / "last.pt", how)
-    assert is_state(checkpoint.load(tmp_path, "ours"), 1)
+    assert is_state(checkpoint.load(tmp_path, OURS), 1)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "last.pt: not a readable checkpoint" in line
-    assert line.endswith("now broken.pt: going on from the one before it, step 1")
+    assert line.startswith(f"{tmp_path}/last.pt: ")
+    assert "broken.pt" in line
+    assert line.endswith("step 1")
     # the good one is not what the next save throws away
     state(2).save(tmp_path)
     assert is_state(Checkpoint(**checkpoint.read(tmp_path / "previous.pt")), 1)
-    assert is_state(checkpoint.load(tmp_path, "ours"), 2)
+    assert is_state(checkpoint.load(tmp_path, OURS), 2)
     assert capsys.readouterr().err == ""
     damage(tmp_path / "last.pt", how)
     damage(tmp_path / "previous.pt", "truncated")
-    with pytest.raises(UserError, match=r"last\.pt: not a.*previous\.pt: not a.*to train from the start"):
-        checkpoint.load(tmp_path, "ours")
+    with pytest.raises(UserError, match=rf"last\.pt: .*previous\.pt: .*remove {tmp_path} "):
+        checkpoint.load(tmp_path, OURS)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    state(1, "ours").save(tmp_path)
-    state(2, "theirs").save(tmp_path)
-    with pytest.raises(UserError, match=r"last\.pt: belongs to another configuration"):
-        checkpoint.load(tmp_path, "ours")
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("config_sha256", "params.yaml"), ("data_sha256", "images or masks"), ("labelled_sha256", "labelled")],
+)
+def test_a_checkpoint_of_another_identity_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, named: str, finished: bool
+) -> None:
+    state(1).save(tmp_path)
+    state(2, dataclasses.replace(OURS, **{name: "theirs"})).save(tmp_path)
+    if finished:
+        checkpoint.finish(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=rf"^{tmp_path}/\w+\.pt: .*{named}.*remove {tmp_path} ") as refusal:
+        checkpoint.load(tmp_path, OURS)
+    assert "\n" not in str(refusal.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_identity_tells_what_differs_and_needs_all_three() -> None:
+    assert OURS.difference(vars(OURS)) is None
+    for name in vars(OURS):
+        assert OURS.difference({**vars(OURS), name: "theirs"})
+        assert OURS.difference({key: value for key, value in vars(OURS).items() if key != name})
 
 
 class Malice:
@@ -186,90 +197,6 @@ class Malice:
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"config_sha256": Malice()}, "last.pt")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        checkpoint.load(Path(), "ours")
+    with pytest.raises(UserError, match=r"last\.pt: "):
+        checkpoint.load(Path(), OURS)
     assert not Path("taken").exists()
-
-
-HOLD = """
-import sys, time
-from semiseg.training import checkpoint
-from semiseg.base import paths
-with checkpoint.held(paths.Run("supervised", "mini-1_4", 0)):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_held_run_names_its_process_and_is_free_when_that_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        said = rf"{RUN}: being trained by process {process.pid}; wait for it or stop it"
-        with pytest.raises(UserError, match=said), checkpoint.held(RUN):
-            pass
-        process.kill()
-    killed = time.monotonic()
-    with checkpoint.held(RUN):
-        assert time.monotonic() - killed < 1
-
-
-NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start what is another user's
-
-
-def ended_as(user: int) -> tuple[int, str]:
-    """The exit status of a process of ``user`` that holds the run for a moment, and what it says."""
-    reading, writing = os.pipe()
-    process = multiprocessing.get_context("fork").Process(target=hold_as, args=(user, writing))
-    process.start()
-    os.close(writing)
-    process.join(60)
-    assert process.exitcode is not None
-    with os.fdopen(reading) as said:
-        return process.exitcode, said.read()
-
-
-def hold_as(user: int, output: int) -> None:
-    sys.stderr = os.fdopen(output, "w")
-    if user != os.getuid():
-        os.setuid(user)  # who keeps his group, the one that the checkout belongs to
-    with one_line_errors(), checkpoint.held(RUN):
-        pass
-
-
-def test_users_of_one_checkout_take_over_what_another_s_killed_run_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        monkeypatch.chdir(place)
-        Path(place).chmod(0o2775)
-        umask = os.umask(0o002)
-        try:
-            with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None
-                process.stdout.readline()
-                said = f"error: {RUN}: being trained by process {process.pid}; wait for it or stop it\n"
-                assert ended_as(NOBODY) == (2, said)
-                process.kill()
-            assert Path("checkpoints/locks/supervised--mini-1_4--0.pid").exists()
-            assert ended_as(NOBODY) == (0, "")
-        finally:
-            os.umask(umask)
-
-
-def test_a_lock_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        monkeypatch.chdir(place)
-        Path(place).chmod(0o755)
-        locks = Path("checkpoints", "locks")
-        locks.mkdir(parents=True)
-        locks.chmod(0o555)
-        lock = locks / "supervised--mini-1_4--0.lock"
-        status, line = ended_as(NOBODY)
-        assert (status, line.count("\n")) == (2, 1)
-        assert line.startswith(
-            f"error: {lock.absolute()}: Permission denied; free space or change permissions"
-        )

@@ -1,41 +1,31 @@
-"""The training loop: schedule and groups by hand, exact resume, what stops a run."""
+"""The training loop: exact resume, all of a method's networks, and what stops a run."""
 
-import math
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterable
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from semiseg.base import parameters, paths, provenance
-from semiseg.base.parameters import Optimiser
+from semiseg.base import provenance
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import RunConfig
 from semiseg.data import prepared, splits
+from semiseg.data.streams import evaluation_images
+from semiseg.evaluation import evaluate, record
+from semiseg.evaluation.score import Scoring
+from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint, loop
-from semiseg.training import step as learning
+from semiseg.training import step as training_step
+from semiseg.training.checkpoint import Checkpoint
 from semiseg.training.divergence import Diverged
-from semiseg.training.history import History
 from tests import miniature
+from tests.miniature import CPU
+from tests.tiny import tiny_network
 
-RUN = paths.Run("supervised", "mini-1_4", 0)
-CPU = torch.device("cpu")
-
-
-def train(run: paths.Run = RUN, **protocol: object) -> Path:
-    """Train in this process, and forget what evaluation would."""
-    params = parameters.load()
-    of_run = params.run(run)
-    of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
-    dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
-    loop.train(of_run, dataset, splits.read(run.split, run.seed), CPU)
-    checkpoint.forget(run.checkpoints)
-    return run.artefacts / "model.pt"
+RUN = miniature.run("supervised")
 
 
 def same_tensors(one: object, other: object) -> bool:
@@ -46,167 +36,182 @@ def same_tensors(one: object, other: object) -> bool:
     return one == other
 
 
-def test_the_poly_schedule_by_hand() -> None:
-    backbone, head = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([{"params": [backbone]}, {"params": [head]}], lr=1.0)
-    settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, power=0.9)
-    assert learning.set_learning_rate(optimiser, settings, 0.0) == 0.01
-    assert learning.set_learning_rate(optimiser, settings, 0.5) == pytest.approx(0.01 * 0.5358867312681466)
-    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx(
-        [0.0005358867312681466, 0.005358867312681466]
-    )
+def history(config: RunConfig) -> pd.DataFrame:
+    return pd.read_csv(config.run.artefacts / "history.csv").drop(columns="images_per_second")
 
 
-def test_the_optimiser_has_each_trained_parameter_once(mini_project: Path) -> None:
-    learner = miniature.learner("cmb")
-    optimiser = learning.sgd(learner, Optimiser(learning_rate=0.1))
-    backbone, rest = (group["params"] for group in optimiser.param_groups)
-    trained = {id(each) for each in learner.parameters() if each.requires_grad}
-    assert {id(each) for each in backbone} == {id(each) for each in learner.student.backbone.parameters()}
-    assert {id(each) for each in [*backbone, *rest]} == trained
-    assert len(backbone) + len(rest) == len(trained)
-    assert not trained & {id(each) for each in learner.teacher.parameters()}
-    assert not any(group["nesterov"] for group in optimiser.param_groups)
+def stopped_and_resumed(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Train until the checkpoint behind ``step`` is written, end there, and train on."""
+    save = Checkpoint.save
+
+    def save_and_die(state: Checkpoint, folder: Path) -> None:
+        save(state, folder)
+        if state.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            miniature.train(config)
+    return miniature.train(config)
 
 
-def test_a_step_is_seeded_by_seed_and_step_alone() -> None:
-    def draw(seed: int, step: int) -> float:
-        learning.seed_everything(seed, step)
-        return float(torch.rand(()))
+def written(name: str, **protocol: Any) -> RunConfig:
+    """Return a run of a method that was written for the tests."""
+    config = miniature.config(**protocol)
+    return dataclasses.replace(config, run=miniature.run(name), method=name)
 
-    assert draw(0, 3) == draw(0, 3)
-    assert len({draw(0, 3), draw(0, 4), draw(1, 3), draw(1, 2)}) == 4
+
+def tiny_with_dropout(num_classes: int) -> SegmentationNetwork:
+    network = tiny_network(num_classes)
+    network.classifier = nn.Sequential(nn.Dropout(0.1), network.classifier)
+    return network
+
+
+@pytest.fixture
+def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation build tiny networks, which draw random numbers as larger ones do."""
+    for module in (training_step, evaluate):
+        monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_with_dropout(num_classes))
 
 
 def test_a_run_is_the_same_with_and_without_kept_images(
-    mini_project: Path, capfd: pytest.CaptureFixture[str]
+    tiny: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run, short = paths.Run("cmb", "mini-1_4", 0), {"steps": 3, "validate_every": 3}
-    plain = torch.load(train(run, **short), weights_only=True)
-    capfd.readouterr()
-    kept = torch.load(train(run, **short, image_cache_mib=1), weights_only=True)
-    said = "cmb/mini-1_4/0: decoded images are kept in at most 1 MiB\n"
-    assert capfd.readouterr().err.count(said) == 1
+    plain = miniature.train(miniature.config("cmb", steps=3))
+    checkpoint.forget(miniature.run("cmb").checkpoints)
+    assert "MiB" not in capfd.readouterr().err
+    kept = miniature.train(miniature.config("cmb", steps=3, image_cache_mib=1))
+    assert capfd.readouterr().err.count("1 MiB") == 1
     assert same_tensors(plain["last"], kept["last"])
     assert plain["config_sha256"] == kept["config_sha256"]
 
 
 def test_a_model_names_the_revision_that_the_sitting_of_its_last_step_began_with(
-    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     revisions = iter(("first", "second"))
     monkeypatch.setattr(provenance, "revision", lambda: next(revisions))
-    monkeypatch.setattr(checkpoint, "forget", lambda folder: None)
     for _ in range(2):  # the second sitting takes no step
-        assert torch.load(train(steps=2), weights_only=True)["revision"] == "first"
+        assert miniature.train(miniature.config(steps=2))["revision"] == "first"
     assert not list(revisions)
 
 
 @pytest.mark.parametrize("recipe", miniature.METHODS)
-def test_a_stopped_run_goes_on_bit_for_bit(
-    mini_project: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(RUN, recipe=recipe)
-    whole = torch.load(train(run), weights_only=True)
-    history = pd.read_csv(run.artefacts / "history.csv")
-
-    real_save = checkpoint.Checkpoint.save
-
-    def save_and_die(state: checkpoint.Checkpoint, folder: Path) -> None:
-        real_save(state, folder)
-        if state.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        train(run)
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", real_save)
-    resumed = torch.load(train(run), weights_only=True)
+def test_a_stopped_run_goes_on_bit_for_bit(tiny: None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = miniature.config(recipe)
+    whole, rows = miniature.train(config), history(config)
+    checkpoint.forget(config.run.checkpoints)
+    resumed = stopped_and_resumed(config, 4, monkeypatch)
     for part in ("last", "best", "best_step", "last_step"):
         assert same_tensors(whole[part], resumed[part]), part
-    again = pd.read_csv(run.artefacts / "history.csv")
-    pd.testing.assert_frame_equal(
-        history.drop(columns="images_per_second"), again.drop(columns="images_per_second")
-    )
-    assert not run.checkpoints.exists()
+    pd.testing.assert_frame_equal(history(config), rows)
+    checkpoint.forget(config.run.checkpoints)
+    assert not config.run.checkpoints.exists()
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(
-    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+# --- several networks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"), [("two_networks", ["left", "right"]), ("many_decoders", ["main"])]
+)
+def test_every_network_is_trained_validated_saved_restored_scored_and_recorded(
+    tiny: None,
+    written_methods: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    networks: list[str],
 ) -> None:
-    (mini_project / "params.yaml").write_text(
-        (mini_project / "params.yaml").read_text().replace("steps: 6", "steps: 100000")
-    )
-    command = [sys.executable, miniature.PIPELINE / "train.py", *str(RUN).split("/")]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mini_project.name)  # one GPU: the second must not wait
-    monkeypatch.setenv("SEMISEG_DEVICE", "cpu")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (RUN.artefacts / "history.csv").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        second = subprocess.run(command, capture_output=True, text=True)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"being trained by process {process.pid}" in second.stderr
-    assert process.returncode == loop.Interrupted.exit_status
-    assert "start it again to go on" in said.splitlines()[-1]
-    saved = torch.load(RUN.checkpoints / "last.pt", weights_only=True)
-    assert saved["step"] > 0
-    assert not (RUN.artefacts / "model.pt").exists()
+    config = written(name, log_every=1)
+    whole, rows = miniature.train(config), history(config)
+    assert list(whole["last"]) == list(whole["best"]) == networks
+    for label in networks:
+        assert rows[f"val_miou_{label}"].notna().tolist() == [False, False, True] * 2
+        assert not same_tensors(whole["last"][label], whole["best"][label]) or whole["best_step"] == 6
+    if len(networks) == 2:
+        assert not same_tensors(whole["last"]["left"], whole["last"]["right"])
+
+    checkpoint.forget(config.run.checkpoints)
+    resumed = stopped_and_resumed(config, 4, monkeypatch)
+    assert same_tensors(resumed["last"], whole["last"])
+    assert same_tensors(resumed["best"], whole["best"])
+    pd.testing.assert_frame_equal(history(config), rows)
+
+    dataset = prepared.open_dataset("mini", config.dataset)
+    split = splits.read(config.run.split, 0)
+    result = evaluate.score_run(config, dataset, split, CPU)
+    record.write(result, config.run.metrics)
+    assert record.read(config.run.metrics) == result
+    assert result.headline == networks[0]
+    assert list(result.last.networks) == list(result.best.networks) == networks
+    last = rows.iloc[-1]
+    for label in networks:
+        assert result.last.networks[label].miou == pytest.approx(last[f"val_miou_{label}"])
+        network = tiny_with_dropout(3)
+        network.load_state_dict(whole["last"][label])
+        images = evaluation_images(dataset, dataset.ids("val"), 0)
+        (matrix,) = Scoring.of(config, CPU).count({label: network}, images).values()
+        figures = Scoring.of(config, CPU).figures(matrix)
+        assert result.last.networks[label].miou == pytest.approx(figures["miou"])
+    assert result.confusion is not None
+    assert result.miou == result.last.networks[networks[0]].miou
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_name(tmp_path: Path) -> None:
-    with History(tmp_path, "a/b/0", 0, 10, [], []) as history:
-        history.add(4, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(2.0)})
-        history.add(5, {"supervised": torch.tensor(1.0), "contrast": torch.tensor(math.nan)})
-        with pytest.raises(Diverged, match=r"a/b/0: loss 'contrast' is nan at step 5"):
-            history.flush(0.1, 1)
-
-
-def test_history_holds_means_rates_and_validation(tmp_path: Path) -> None:
-    with History(tmp_path, "a/b/0", 0, 4, [], []) as history:
-        for step, loss in enumerate((1.0, 3.0)):
-            history.add(step, {"loss": torch.tensor(loss)})
-        history.flush(0.1, 4)
-        history.validated({"val_miou_student": 0.25})
-        for step, loss in enumerate((5.0, 6.0), start=2):
-            history.add(step, {"loss": torch.tensor(loss)})
-        history.flush(0.05, 4)
-    table = pd.read_csv(tmp_path / "history.csv")
-    assert table["step"].tolist() == [2, 4]
-    assert table["loss"].tolist() == [2.0, 5.5]
-    assert table["learning_rate"].tolist() == [0.1, 0.05]
-    assert table["val_miou_student"].tolist()[0] == 0.25
-    assert table["val_miou_student"].isna().tolist() == [False, True]
-    assert (table["images_per_second"] > 0).all()
-    assert list(tmp_path.glob("events.out.tfevents.*"))
-
-
-@pytest.mark.parametrize("clip_norm", [None, 1e-3])
-def test_the_gradient_s_norm_is_all_parameters_before_it_is_clipped(
-    mini_project: Path, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
+def test_the_best_step_is_the_headlines(
+    tiny: None, written_methods: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected: list[float] = []
-    clip = nn.utils.clip_grad_norm_
-
-    def by_hand(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
-        given = list(parameters)
-        gradients = [each.grad for each in given if each.grad is not None]
-        expected.append(math.sqrt(sum(float(each.double().square().sum()) for each in gradients)))
-        norm = clip(given, most)
-        left = math.sqrt(sum(float(each.double().square().sum()) for each in gradients))
-        assert left == pytest.approx(min(expected[-1], clip_norm or math.inf), rel=1e-2)
-        return norm
-
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", by_hand)
-    train(steps=2, log_every=1, optimiser=Optimiser(learning_rate=1e-3, clip_norm=clip_norm))
-    history = pd.read_csv(RUN.artefacts / "history.csv")
-    assert history["gradient_norm"].tolist() == pytest.approx(expected, rel=1e-5)
+    """The second network is best elsewhere, and is kept at the first one's best step all the same."""
+    mious = {"left": iter((0.1, 0.5, 0.3)), "right": iter((0.9, 0.2, 0.8))}
+    names = iter(("left", "right") * 3)
+    monkeypatch.setattr(Scoring, "figures", lambda self, matrix: {"miou": next(mious[next(names)])})
+    model = miniature.train(written("two_networks", validate_every=2, log_every=2))
+    assert model["best_step"] == 4
+    assert history(written("two_networks"))["val_miou_right"].tolist() == [0.9, 0.2, 0.8]
 
 
-def test_a_diverging_run_leaves_no_model(mini_project: Path) -> None:
-    optimiser = Optimiser(learning_rate=1e30)
-    with pytest.raises(Diverged, match="loss 'loss' is nan at step"):
-        train(optimiser=optimiser, validate_every=100)
+def test_the_first_step_moves_each_group_at_its_own_rate(tiny: None, written_methods: list[str]) -> None:
+    """Of two runs that differ in the backbone's factor alone, only the backbones differ after one step."""
+    config = written("two_networks", steps=1)
+    models = []
+    for factor in (0.1, 0.2):
+        optimiser = dataclasses.replace(
+            config.protocol.optimiser, backbone_factor=factor, momentum=0.0, weight_decay=0.0, clip_norm=None
+        )
+        protocol = dataclasses.replace(config.protocol, optimiser=optimiser)
+        models.append(miniature.train(dataclasses.replace(config, protocol=protocol))["last"])
+        checkpoint.forget(config.run.checkpoints)
+    for label in ("left", "right"):
+        for key, value in models[0][label].items():
+            if not key.startswith("backbone"):
+                assert torch.equal(value, models[1][label][key]), key
+        assert not torch.equal(
+            models[0][label]["backbone.layers.0.weight"], models[1][label]["backbone.layers.0.weight"]
+        )
+
+
+# --- what stops a run ---------------------------------------------------------------------------------------
+
+
+def test_another_configuration_data_or_list_is_refused_with_what_to_do(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = miniature.config()
+    whole = stopped_and_resumed(config, 4, monkeypatch)
+    dataset, split = prepared.open_dataset("mini", config.dataset), splits.read(config.run.split, 0)
+    longer = dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, steps=7))
+    for what, arguments in {
+        "configuration": (longer, dataset, split),
+        "images": (config, dataclasses.replace(dataset, digest="0" * 64), split),
+        "labelled": (config, dataset, dataclasses.replace(split, labelled_sha256="0" * 64)),
+    }.items():
+        with pytest.raises(UserError, match=f"^{RUN.checkpoints}/.*{what}.*remove {RUN.checkpoints}"):
+            loop.train(*arguments, CPU, Scoring.of(arguments[0], CPU))
+    assert same_tensors(miniature.train(config)["last"], whole["last"])
+
+
+def test_a_diverging_run_leaves_no_model(tiny: None) -> None:
+    optimiser = dataclasses.replace(miniature.config().protocol.optimiser, learning_rate=1e30)
+    with pytest.raises(Diverged, match="'loss'"):
+        miniature.train(miniature.config(optimiser=optimiser, validate_every=100))
     assert not (RUN.artefacts / "model.pt").exists()

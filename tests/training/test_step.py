@@ -1,116 +1,139 @@
+"""The optimiser's groups, its schedule and a step's seed, by hand and against torch."""
+
 import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from semiseg.base import parameters
-from semiseg.base.errors import UserError
-from semiseg.base.parameters import Network, Optimiser
-from semiseg.methods import contract, supervised
-from semiseg.methods.contract import Task
-from semiseg.models.build import build
-from semiseg.models.network import Backbone
-from semiseg.training.step import new_optimiser
+from semiseg.base.parameters import Protocol
+from semiseg.base.tree import from_tree
+from semiseg.methods.contract import Labelled, Task
+from semiseg.training import step
 from tests import miniature
+from tests.methods import many_decoders, two_networks
+from tests.tiny import tiny_network
 
-SGD = Optimiser(
-    name="sgd",
-    learning_rate=0.1,
-    backbone_factor=0.5,
-    head_factor=2.0,
-    layer_decay=1.0,
-    momentum=0.9,
-    weight_decay=0.01,
-    power=0.9,
-    clip_norm=None,
-)
-ADAMW = dataclasses.replace(SGD, name="adamw", momentum=0.8)
+PROTOCOL: Protocol = from_tree(Protocol, miniature.PROTOCOL, "mini")
+SGD = PROTOCOL.optimiser
 
 
-def learner(backbone: str = "resnet18") -> contract.Method:
-    torch.manual_seed(0)
-    network = Network("deeplabv3plus", backbone, "none", 16, 8)
-    return supervised.Method(lambda: build(network, 3), supervised.Config(), Task(10, 2, 0, 6))
+def with_groups(rates: list[float]) -> torch.optim.SGD:
+    """Return SGD with one parameter at each rate, as step.new_optimiser prepares it."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate, "initial_lr": rate} for rate in rates]
+    return torch.optim.SGD(groups, lr=1.0)
 
 
-def rates_of(method: contract.Method, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rate of each parameter by its name; each stands in one group only."""
-    groups = optimiser.param_groups
-    rates = {id(each): group["lr"] for group in groups for each in group["params"]}
-    assert len(rates) == sum(len(group["params"]) for group in groups)
-    return {name: rates[id(each)] for name, each in method.named_parameters()}
+def rates(optimiser: torch.optim.SGD) -> list[float]:
+    return [group["lr"] for group in optimiser.param_groups]
 
 
-@pytest.mark.parametrize("settings", [SGD, ADAMW], ids=lambda settings: settings.name)
-def test_backbone_and_head_have_their_multiples_of_the_rate(settings: Optimiser) -> None:
-    method = learner()
-    for name, rate in rates_of(method, new_optimiser(method, settings)).items():
-        assert rate == pytest.approx(0.05 if ".backbone." in name else 0.2)
+def test_the_poly_schedule_by_hand() -> None:
+    optimiser, protocol = with_groups([0.001, 0.01]), dataclasses.replace(PROTOCOL, steps=10)
+    schedule = step.poly(optimiser, protocol, 0)
+    assert rates(optimiser) == [0.001, 0.01]
+    for _ in range(5):
+        optimiser.step()
+        schedule.step()
+    half = 0.5358867312681466  # 0.5 ** 0.9
+    assert rates(optimiser) == pytest.approx([0.001 * half, 0.01 * half], rel=1e-12)
+    assert schedule.get_last_lr() == rates(optimiser)
 
 
-def test_layers_lose_rate_towards_the_image() -> None:
-    method = learner()
-    found = rates_of(method, new_optimiser(method, dataclasses.replace(SGD, layer_decay=0.5)))
-    layers = {"conv1": 4, "bn1": 4, "layer1": 3, "layer2": 2, "layer3": 1, "layer4": 0}
-    for name, rate in found.items():
-        _, part, layer, *_ = name.split(".")
-        assert rate == pytest.approx(0.05 * 0.5 ** layers[layer] if part == "backbone" else 0.2), name
-
-
-@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
-def test_layers_hold_each_parameter_once(backbone: str) -> None:
-    built: Backbone = build(Network("deeplabv3plus", backbone, "none", 16, 8), 3).backbone
-    layers = built.parameters_by_layer()
-    assert len(layers) > 4
-    assert sorted(id(each) for layer in layers for each in layer) == sorted(map(id, built.parameters()))
-    assert layers[0][0] is next(built.parameters())
-
-
-def test_the_optimisers_are_those_of_their_papers() -> None:
-    """A step of each on one weight, against its update rule by hand."""
-    for settings in (SGD, ADAMW):
-        weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-        holder = Holder(weight)
-        optimiser = new_optimiser(holder, settings)
-        w, velocity, m, v, lr = 2.0, 0.0, 0.0, 0.0, 0.2
-        for step, gradient in enumerate([0.5, -3.0, 1.0], 1):
-            weight.grad = torch.tensor([gradient], dtype=torch.float64)
+@pytest.mark.parametrize("initial", [[0.1], [0.01, 0.1], [0.3, 0.2, 0.1, 0.05, 0.025]])
+@pytest.mark.parametrize("stopped", [1, 4, 9])
+def test_a_schedule_that_goes_on_is_one_that_was_not_stopped(initial: list[float], stopped: int) -> None:
+    protocol = dataclasses.replace(PROTOCOL, steps=10)
+    whole = with_groups(initial)
+    expected = LambdaLR(whole, lambda taken: (1 - taken / 10) ** SGD.power)
+    first, last = with_groups(initial), with_groups(initial)
+    schedule = step.poly(first, protocol, 0)
+    for taken in range(10):
+        if taken == stopped:  # the optimiser's state is all that a checkpoint holds of it
+            last.load_state_dict(first.state_dict())
+            schedule = step.poly(last, protocol, taken)
+            first = last
+        assert rates(first) == pytest.approx(rates(whole), rel=1e-12)
+        for optimiser, each in ((whole, expected), (first, schedule)):
             optimiser.step()
-            if settings.name == "sgd":
-                velocity = 0.9 * velocity + gradient + 0.01 * w
-                w -= lr * velocity
-            else:
-                w -= lr * 0.01 * w
-                m, v = 0.8 * m + 0.2 * gradient, 0.999 * v + 0.001 * gradient**2
-                w -= lr * (m / (1 - 0.8**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
-            assert weight.item() == pytest.approx(w, rel=1e-12)
+            each.step()
+    assert rates(first) == [0.0] * len(initial)
 
 
-class Holder(contract.Method):
-    """One weight of the head."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def training_step(self, labelled, unlabelled, step):
-        raise NotImplementedError
-
-    def networks(self):
-        return {}
+def test_both_backbones_of_two_networks_learn_at_the_backbones_rate() -> None:
+    learner = two_networks.Method(lambda: tiny_network(3), two_networks.Config(), Task(10, 2, None, 6))
+    backbone, rest = step.new_optimiser(learner, SGD).param_groups
+    assert (backbone["lr"], rest["lr"]) == (0.001, 0.01)
+    networks = learner.networks().values()
+    expected = {id(each) for network in networks for each in network.backbone.parameters()}
+    assert {id(each) for each in backbone["params"]} == expected
+    assert {id(each) for each in rest["params"]} == {id(each) for each in learner.parameters()} - expected
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("name", "adam"), ("head_factor", 0), ("layer_decay", 1.1), ("layer_decay", 0), ("backbone_factor", -1)],
-)
-def test_a_wrong_optimiser_is_refused(tmp_path: Path, key: str, value: object) -> None:
-    tree = yaml.safe_load(yaml.safe_dump(miniature.PARAMS))
-    tree["protocols"]["mini"]["optimiser"][key] = value
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError) as caught:
-        parameters.load(tmp_path / "params.yaml")
-    assert f"protocols: mini: optimiser: {key}: " in str(caught.value)
+def test_the_rate_reaches_the_weights() -> None:
+    """A constant gradient of one moves every weight by its own group's rate."""
+    learner = many_decoders.Method(lambda: tiny_network(3), many_decoders.Config(), Task(10, 2, None, 6))
+    plain = dataclasses.replace(SGD, momentum=0.0, weight_decay=0.0)
+    optimiser = step.new_optimiser(learner, plain)
+    before = {name: each.detach().clone() for name, each in learner.named_parameters()}
+    for parameter in learner.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    moved = {name: before[name] - each.detach() for name, each in learner.named_parameters()}
+    expected = {"main.backbone": 0.001, "main.": 0.01, "decoders.": 0.02}
+    for name, distance in moved.items():
+        rate = next(rate for prefix, rate in expected.items() if name.startswith(prefix))
+        torch.testing.assert_close(distance, torch.full_like(distance, rate), rtol=1e-4, atol=1e-7)
+
+
+def test_a_teacher_is_not_trained() -> None:
+    learner = miniature.learner("cmb")
+    trained = {
+        id(each) for group in step.new_optimiser(learner, SGD).param_groups for each in group["params"]
+    }
+    networks = learner.networks()
+    assert not trained & {id(each) for each in networks["teacher"].parameters()}
+    assert trained >= {id(each) for each in networks["student"].parameters()}
+
+
+def test_a_step_is_seeded_by_seed_and_step_alone() -> None:
+    def draw(seed: int, number: int) -> float:
+        step.seed_everything(seed, number)
+        return float(torch.rand(()))
+
+    drawn = {place: draw(*place) for place in itertools.product(range(4), range(-1, 5))}
+    assert len(set(drawn.values())) == len(drawn)
+    assert all(draw(*place) == value for place, value in drawn.items())
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_the_gradients_norm_is_of_all_parameters_before_it_is_clipped(
+    mini_project: Path, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[float] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def by_hand(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
+        given = list(parameters)
+        gradients = [each.grad for each in given if each.grad is not None]
+        expected.append(math.sqrt(sum(float(each.double().square().sum()) for each in gradients)))
+        norm = clip(given, most)
+        left = math.sqrt(sum(float(each.double().square().sum()) for each in gradients))
+        assert left == pytest.approx(min(expected[-1], clip_norm or math.inf), rel=1e-2)
+        return norm
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", by_hand)
+    config = miniature.config(optimiser=dataclasses.replace(SGD, clip_norm=clip_norm))
+    learner = two_networks.Method(lambda: tiny_network(3), two_networks.Config(), Task(10, 2, None, 6))
+    optimiser = step.new_optimiser(learner, config.protocol.optimiser)
+    images, masks = torch.rand(2, 3, 16, 16), torch.randint(3, (2, 16, 16))
+    unlabelled = {"image": torch.rand(2, 3, 16, 16), "mask": torch.zeros(2, 16, 16, dtype=torch.uint8)}
+    logs = step.take_step(config, learner, learner, optimiser, Labelled(images, masks), unlabelled, 0)
+    assert float(logs["gradient_norm"]) == pytest.approx(expected[0], rel=1e-5)
+    assert set(logs) == {"loss", "supervised", "crossed", "gradient_norm"}
+    assert not any(log.requires_grad for log in logs.values())
