@@ -2,6 +2,7 @@
 
 from semiseg.losses.bootstrapped import bootstrapped_cross_entropy
 from semiseg.losses.class_memory import class_memory_loss
+from semiseg.losses.consistency import consistency_loss
 from semiseg.losses.cross_consistency import cross_consistency_loss
 from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss
@@ -13,6 +14,7 @@ __all__ = [
     "bootstrapped_cross_entropy",
     "class_memory_loss",
     "confident_cross_entropy",
+    "consistency_loss",
     "cross_consistency_loss",
     "cross_entropy",
     "directional_contrastive_loss",
