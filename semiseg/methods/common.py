@@ -5,14 +5,14 @@ Everything here works on whole batches on the device and never waits for it. Dra
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from semiseg.base.distributed import following, uniform
+from semiseg.base import checks
+from semiseg.base.distributed import averaged, following, global_mean, uniform
 from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import Geometry, Protocol
 from semiseg.data.augment import Pixels, colour_jitter, gaussian_blur, greyscale
@@ -23,24 +23,7 @@ from semiseg.models.network import SegmentationNetwork
 
 ASPECTS = 512  # steps of the aspect that a box's shape is drawn from
 
-# --- options --------------------------------------------------------------------------------------------
-
-
-def check_choice(config: object, name: str, *known: str) -> None:
-    """Raise ValueError unless the field ``name`` is one of ``known``."""
-    value = getattr(config, name)
-    if value not in known:
-        raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
-
-
-def check_range(config: object, low: float, high: float, *names: str) -> None:
-    """Raise ValueError unless each field, a number or a pair of rising numbers, lies in [low, high]."""
-    for name in names:
-        value = getattr(config, name)
-        values = value if isinstance(value, Sequence) else (value,)
-        if not low <= values[0] <= values[-1] <= high:
-            shown = list(value) if isinstance(value, Sequence) else value
-            raise ValueError(f"{name}: {shown} is outside [{low:g}, {high:g}], or does not rise")
+# --- schedules ------------------------------------------------------------------------------------------
 
 
 def ramp_up(step: int, steps: int) -> float:
@@ -68,34 +51,35 @@ def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry)
 class Colours:
     """The colour changes of a strong view; the defaults are UniMatch's (dataset/semi.py 51-61)."""
 
-    jitter: float = 0.8  # probability of the four changes below
-    brightness: float = 0.5  # factor in [1 - x, 1 + x], as for the next two
-    contrast: float = 0.5
-    saturation: float = 0.5
-    hue: float = 0.25  # turns, in [-x, x]
-    grey: float = 0.2  # probability
-    blur: float = 0.5  # probability
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)  # brightness, contrast, saturation, hue
+    jitter_probability: float = 0.8
+    grey_probability: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels
+    blur_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "jitter", "brightness", "contrast", "saturation", "grey", "blur")
-        check_range(self, 0, 0.5, "hue")
-        check_range(self, 0.01, 100, "blur_sigma")
+        checks.at_least(self, 0, "jitter")
+        checks.within(self, 0, 1, "jitter_probability", "grey_probability", "blur_probability")
+        checks.positive(self, "blur_sigma")
+        checks.ascending(self, "blur_sigma")
+        if self.jitter[3] > 0.5:
+            raise ValueError(f"jitter: hue {self.jitter[3]} is more than half a turn")
 
 
 def strong_view(images: Tensor, colours: Colours) -> Tensor:
     """Return images (B, 3, H, W) in [0, 1] jittered, greyed and blurred, each by its own draws."""
+    brightness, contrast, saturation, hue = colours.jitter
     images = colour_jitter(
         images,
-        probability=colours.jitter,
-        brightness=colours.brightness,
-        contrast=colours.contrast,
-        saturation=colours.saturation,
-        hue=colours.hue,
+        probability=colours.jitter_probability,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
     )
-    images = greyscale(images, probability=colours.grey)
-    if colours.blur > 0:
-        images = gaussian_blur(images, probability=colours.blur, sigma=colours.blur_sigma)
+    images = greyscale(images, probability=colours.grey_probability)
+    if colours.blur_probability > 0:
+        images = gaussian_blur(images, probability=colours.blur_probability, sigma=colours.blur_sigma)
     return images
 
 
@@ -116,11 +100,13 @@ class CutMix:
     boxes: int = 1  # where an even number of them overlaps, nothing is pasted
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "probability")
-        check_range(self, 1e-6, 1, "area")
-        check_range(self, 1, 100, "boxes")
+        checks.within(self, 0, 1, "probability", "area")
+        checks.positive(self, "area")
+        checks.ascending(self, "area")
+        checks.within(self, 1, 100, "boxes")
         if self.aspect is not None:
-            check_range(self, 1e-3, 1e3, "aspect")
+            checks.positive(self, "aspect")
+            checks.ascending(self, "aspect")
             if not self.aspect[0] < 1 / self.area[1] or not self.aspect[1] > self.area[1]:
                 raise ValueError(f"aspect: no box in {list(self.aspect)} fits with area {self.area[1]:g}")
 
@@ -201,6 +187,15 @@ def pseudo_labelled(images: Tensor, padding: Tensor, logits: Tensor) -> Pixels:
     return Pixels(images, labels.masked_fill(outside, IGNORE), confidence.masked_fill(outside, 0.0))
 
 
+@torch.no_grad()
+def confident_share(confidence: Tensor, inside: Tensor, threshold: float) -> Tensor:
+    """Return the share of the pixels ``inside`` (B, H, W) whose ``confidence`` is at least ``threshold``.
+
+    A scalar in [0, 1], the same in every process.
+    """
+    return averaged(global_mean((inside & (confidence >= threshold)).sum(), inside.sum()))
+
+
 # --- passes ---------------------------------------------------------------------------------------------
 
 
@@ -232,8 +227,8 @@ class HardExamples:
     threshold: float = 0.7  # pixels whose class has at most this probability are kept, too
 
     def __post_init__(self) -> None:
-        check_range(self, 1, math.inf, "pixels")
-        check_range(self, 0, 1, "threshold")
+        checks.at_least(self, 1, "pixels")
+        checks.within(self, 0, 1, "threshold")
 
     def check(self, protocol: Protocol) -> None:
         """Raise ValueError if a crop of ``protocol`` has fewer pixels than are kept."""

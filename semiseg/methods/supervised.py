@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from semiseg.base.parameters import Geometry
-from semiseg.losses import cross_entropy
+from semiseg.base.parameters import Geometry, Protocol
 from semiseg.methods import contract
+from semiseg.methods.common import HardExamples, supervised_loss
 from semiseg.methods.contract import Build, Labelled, Logs, Task, Unlabelled
 from semiseg.models.network import SegmentationNetwork
 
@@ -15,7 +15,13 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """The baseline has no hyper-parameters of its own."""
+    """The baseline's only hyper-parameter."""
+
+    hard_examples: HardExamples | None = None  # mined online instead of all labelled pixels
+
+    def check(self, protocol: Protocol) -> None:
+        if self.hard_examples is not None:
+            self.hard_examples.check(protocol)
 
 
 def views(config: Config, geometry: Geometry) -> None:
@@ -28,11 +34,13 @@ class Method(contract.Method):
     def __init__(self, build: Build, config: Config, task: Task) -> None:
         super().__init__()
         self.student = build()
+        self.hard_examples = config.hard_examples
 
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
-        loss = cross_entropy(self.student(labelled.images), labelled.masks)
+        logits = self.student(labelled.images)
+        loss = supervised_loss(logits, labelled.masks, self.hard_examples)
         return loss, {"supervised": loss.detach()}
 
     def networks(self) -> dict[str, SegmentationNetwork]:

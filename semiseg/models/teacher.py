@@ -26,6 +26,15 @@ def decay(step: int, total_steps: int, *, base: float = 0.995, rate: float = 1.0
     return min(1 - 1 / (rate * step + 1), cosine)
 
 
+def true_average_decay(step: int, base: float) -> float:
+    """Return the weight of the old teacher after step ``step`` (from 0): ``base``, less at first.
+
+    Until 1 − 1 / (step + 1) exceeds ``base`` the teacher is the true average of the students so far
+    (Tarvainen and Valpola, NeurIPS 2017).
+    """
+    return min(1 - 1 / (step + 1), base)
+
+
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool = True) -> None:
     """teacher ← decay · teacher + (1 − decay) · student; also of floating-point buffers if ``buffers``.

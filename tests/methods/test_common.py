@@ -76,9 +76,9 @@ def test_each_image_of_a_strong_view_has_its_own_draws() -> None:
     assert 0 <= changed.min() <= changed.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["jitter", "grey", "blur"])
+@pytest.mark.parametrize("name", ["jitter_probability", "grey_probability", "blur_probability"])
 def test_a_probability_of_zero_turns_a_change_off(name: str) -> None:
-    off = Colours(jitter=0, grey=0, blur=0)
+    off = Colours(jitter_probability=0, grey_probability=0, blur_probability=0)
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(common.strong_view(images, off), images)
     assert not torch.equal(common.strong_view(images, dataclasses.replace(off, **{name: 1.0})), images)
@@ -244,8 +244,9 @@ def test_the_supervised_loss_mines_hard_examples_if_it_is_told_to() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        (Colours, {"jitter": 1.1}),
-        (Colours, {"hue": 0.6}),
+        (Colours, {"jitter_probability": 1.1}),
+        (Colours, {"jitter": (0.5, 0.5, 0.5, 0.6)}),
+        (Colours, {"jitter": (-0.5, 0.5, 0.5, 0.1)}),
         (Colours, {"blur_sigma": (2.0, 1.0)}),
         (Colours, {"blur_sigma": (0.0, 1.0)}),
         (CutMix, {"probability": -0.1}),
