@@ -29,6 +29,9 @@ CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
     "cmb": {"ramp_up_steps": 2, "memory_lead_steps": 1, "memory_size": 8, "memory_confidence": 0.2},
     "dcc": {"start_share": 0.0, "threshold": 0.3},
+    "cps": {"cutmix": {"probability": 1, "area": [0.25, 0.5], "aspect": None, "boxes": 3}},
+    "fixmatch": {"threshold": 0.35, "strong_views": 2, "feature_weight": 0.5},
+    "mean_teacher": {"colours": {}, "cutmix": {"probability": 1, "area": [0.5, 0.5], "aspect": None}},
 }
 PROTOCOL: dict[str, Any] = {
     "dataset": "mini",

@@ -1,0 +1,169 @@
+"""FixMatch for segmentation, and UniMatch: pseudo-labels of a weak view for strong ones.
+
+Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation,
+CVPR 2023, which carries FixMatch (Sohn et al., NeurIPS 2020) over to pixels and adds UniMatch's second strong
+view and feature perturbation. "Released code" is github.com/LiheYoung/UniMatch at 0324f3dd;
+docs/deviations.md lists where it differs from the paper, and the option for each difference.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from semiseg.base import checks
+from semiseg.base.distributed import uniform
+from semiseg.base.parameters import Geometry, Protocol
+from semiseg.data.augment import Pixels
+from semiseg.losses import confident_cross_entropy
+from semiseg.methods import contract
+from semiseg.methods.common import (
+    Colours,
+    CutMix,
+    HardExamples,
+    apart,
+    confident_share,
+    cut_and_paste,
+    cutmix_boxes,
+    predict,
+    pseudo_labelled,
+    strong_view,
+    supervised_loss,
+    together,
+    weak_view,
+)
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models import teacher
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
+from semiseg.models.perturbations import channel_dropout
+
+REVISION = 1  # raise it when a change alters the numbers of a run
+
+
+@dataclass(frozen=True)
+class Config(contract.Config):
+    """FixMatch's hyper-parameters; the defaults follow the paper. The recipe ``unimatch`` sets its own."""
+
+    # the total loss: (L_sup + strong_weight L_strong + feature_weight L_feature) / 2
+    strong_weight: float = 1.0  # UniMatch: μ = 0.5
+    strong_views: int = 1  # UniMatch: 2; L_strong is their mean
+    feature_weight: float = 0.0  # UniMatch: λ = 0.5
+    feature_dropout: float = 0.5  # of the channels of each of the backbone's maps
+    # pseudo-labels of the student in training mode (train), in evaluation mode (eval), or of a moving average
+    # (teacher); released: an image's own are train's, and those that are pasted into it eval's
+    pseudo_labels: str = "train"
+    threshold: float = 0.95  # τ; released code: 0 on Cityscapes
+    teacher_decay: float = 0.996  # as in UniMatch V2 (TPAMI 2025)
+    # strong views
+    colours: Colours = field(default_factory=Colours)
+    cutmix: CutMix = field(default_factory=CutMix)
+    # the supervised loss
+    hard_examples: HardExamples | None = None  # released code: on Cityscapes
+
+    def __post_init__(self) -> None:
+        checks.one_of(self, "pseudo_labels", "train", "eval", "teacher", "released")
+        checks.at_least(self, 0, "strong_weight", "feature_weight")
+        checks.at_least(self, 1, "strong_views")
+        checks.within(self, 0, 1, "threshold", "teacher_decay")
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"feature_dropout: {self.feature_dropout} is outside [0, 1)")
+
+    def check(self, protocol: Protocol) -> None:
+        if self.hard_examples is not None:
+            self.hard_examples.check(protocol)
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
+    return weak_view(geometry)
+
+
+class WeakPass(NamedTuple):
+    """What the first pass gives: logits (B, C, H, W) float32, and the weak views with pseudo-labels."""
+
+    labelled: Tensor  # logits of the labelled images
+    perturbed: Tensor | None  # logits of the weak views from perturbed features
+    own: Pixels  # the weak views with their pseudo-labels
+    pasted: Pixels  # the same with the pseudo-labels that CutMix pastes
+
+
+class Method(contract.Method):
+    """A student, and a moving-average teacher if one labels."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.student = build()
+        self.teacher = teacher.frozen_copy(self.student) if config.pseudo_labels == "teacher" else None
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        config = self.config
+
+        # The weak views are labelled; strong views of the same images learn from the pseudo-labels.
+        weak = self._weak_pass(labelled.images, unlabelled["image"], unlabelled["mask"])
+        strong = [self._strong_view(weak) for _ in range(config.strong_views)]
+        logits = self.student(together(*(view.images for view in strong)))
+
+        supervised = supervised_loss(weak.labelled, labelled.masks, config.hard_examples)
+        losses = map(self._consistency, apart(logits, *(len(view.images) for view in strong)), strong)
+        consistency = torch.stack(list(losses)).mean()
+        feature = torch.zeros_like(supervised)
+        if weak.perturbed is not None:
+            feature = self._consistency(weak.perturbed, weak.own)
+
+        loss = (supervised + config.strong_weight * consistency + config.feature_weight * feature) / 2
+        logs = {
+            "supervised": supervised,
+            "strong": consistency,
+            "feature": feature,
+            "confident": confident_share(weak.own.weights, weak.own.labels != IGNORE, config.threshold),
+        }
+        return loss, {name: log.detach() for name, log in logs.items()}
+
+    def after_step(self, step: int) -> None:
+        if self.teacher is not None:
+            decay = teacher.true_average_decay(step, self.config.teacher_decay)
+            teacher.follow(self.teacher, self.student, decay)
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        if self.teacher is None:
+            return {"student": self.student}
+        return {"student": self.student, "teacher": self.teacher}
+
+    def _weak_pass(self, labelled: Tensor, images: Tensor, padding: Tensor) -> WeakPass:
+        """Pass labelled images and, where the options need them, weak views through the student at once."""
+        mode, perturbs = self.config.pseudo_labels, self.config.feature_weight > 0
+        evaluated = None
+        if mode != "train":
+            labeller = self.student if self.teacher is None else self.teacher
+            evaluated = pseudo_labelled(images, padding, predict(labeller, images, training=False))
+
+        labels_itself = mode in ("train", "released")
+        batches = [labelled, images] if labels_itself or perturbs else [labelled]
+        maps = [apart(each, *map(len, batches)) for each in self.student.encode(together(*batches))]
+        if perturbs:
+            maps = [(*each, self._perturbed(each[1])) for each in maps]
+        features = self.student.decode(tuple(together(*each) for each in maps))
+        logits = apart(upsample(self.student.classify(features), size_of(images)), *map(len, maps[0]))
+
+        own = pseudo_labelled(images, padding, logits[1]) if labels_itself else evaluated
+        assert own is not None
+        return WeakPass(logits[0], logits[2] if perturbs else None, own, evaluated or own)
+
+    def _perturbed(self, features: Tensor) -> Tensor:
+        """Drop whole channels of features (B, D, h, w)."""
+        draws = uniform(len(features), 1, features.shape[1], device=features.device)
+        return channel_dropout(features, draws, self.config.feature_dropout)[:, 0]
+
+    def _strong_view(self, weak: WeakPass) -> Pixels:
+        """Change the colours of the weak views, and paste a box of the next one into each."""
+        images = strong_view(weak.own.images, self.config.colours)
+        boxes = cutmix_boxes(images, self.config.cutmix)
+        return cut_and_paste(weak.own._replace(images=images), boxes, weak.pasted._replace(images=images))
+
+    def _consistency(self, logits: Tensor, view: Pixels) -> Tensor:
+        return confident_cross_entropy(logits, view.labels, view.weights, self.config.threshold)
