@@ -1,0 +1,129 @@
+"""Mean teacher, and CutMix-Seg: consistency with the moving average of the student.
+
+Tarvainen, Valpola: Mean teachers are better role models, NeurIPS 2017, on pixels as TorchSemiSeg has it.
+CutMix-Seg: French, Laine, Aila, Mackiewicz, Finlayson: Semi-supervised semantic segmentation needs strong,
+varied perturbations, BMVC 2020. "Released code" is github.com/charlesCXK/TorchSemiSeg at 5e0c29c0 and
+github.com/Britefury/cutmix-semisup-seg at af6183a6; docs/deviations.md lists where they differ from the
+papers, and the option for each difference.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semiseg.base import checks
+from semiseg.base.distributed import following
+from semiseg.base.parameters import Geometry, Protocol
+from semiseg.losses import consistency_loss
+from semiseg.losses.consistency import COSTS
+from semiseg.methods import contract
+from semiseg.methods.common import (
+    Colours,
+    CutMix,
+    HardExamples,
+    confident_share,
+    cutmix_boxes,
+    mix,
+    predict,
+    ramp_up,
+    strong_view,
+    supervised_loss,
+    weak_view,
+)
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models import teacher
+from semiseg.models.network import SegmentationNetwork
+
+REVISION = 1  # raise it when a change alters the numbers of a run
+
+
+@dataclass(frozen=True)
+class Config(contract.Config):
+    """Mean teacher's hyper-parameters; the recipe ``cutmix_seg`` sets its own."""
+
+    # the total loss: L_sup + weight x ramp-up x share of confident pixels x consistency
+    weight: float = 100.0  # CutMix-Seg: 1
+    cost: str = "mse"  # mse, a mean over the classes; squared, their sum (CutMix-Seg); or cross_entropy
+    labelled: bool = True  # consistency of labelled images too; CutMix-Seg: false
+    ramp_up_steps: int = 0  # until the consistency counts in full
+    threshold: float = 0.0  # of the confidence that the share counts; CutMix-Seg: 0.97
+    # teacher
+    teacher_decay: float = 0.99
+    teacher_training_mode: bool = True  # batch statistics, buffers not averaged; CutMix-Seg: false
+    headline: str = "teacher"  # teacher, or student (TorchSemiSeg): the network that a table shows
+    # the student's view of an unlabelled image: as it is, or with other colours and with boxes pasted
+    colours: Colours | None = None
+    cutmix: CutMix | None = None
+    # the supervised loss
+    hard_examples: HardExamples | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of(self, "cost", *COSTS)
+        checks.one_of(self, "headline", "teacher", "student")
+        checks.at_least(self, 0, "weight", "ramp_up_steps")
+        checks.within(self, 0, 1, "threshold", "teacher_decay")
+
+    def check(self, protocol: Protocol) -> None:
+        if self.ramp_up_steps > protocol.steps:
+            raise ValueError(f"ramp_up_steps: {self.ramp_up_steps} are more than the {protocol.steps} steps")
+        if self.hard_examples is not None:
+            self.hard_examples.check(protocol)
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
+    return weak_view(geometry)
+
+
+class Method(contract.Method):
+    """A student and its moving-average teacher."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.student = build()
+        self.teacher = teacher.frozen_copy(self.student)
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        config = self.config
+
+        # The teacher sees the weak view, the student its own.
+        images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
+        targets = self._targets(images)
+        if config.colours is not None:
+            images = strong_view(images, config.colours)
+        if config.cutmix is not None:
+            boxes = cutmix_boxes(images, config.cutmix)
+            images, targets, inside = (
+                mix(each, boxes, following(each)) for each in (images, targets, inside)
+            )
+        labelled_logits, logits = self.student(labelled.images), self.student(images)
+        supervised = supervised_loss(labelled_logits, labelled.masks, config.hard_examples)
+
+        if config.labelled:
+            logits = torch.cat((labelled_logits, logits))
+            targets = torch.cat((self._targets(labelled.images), targets))
+            inside = torch.cat((torch.ones_like(labelled.masks, dtype=torch.bool), inside))
+        confident = confident_share(targets.amax(dim=1), inside, config.threshold)
+        consistency = confident * consistency_loss(logits, targets, inside, cost=config.cost)
+
+        loss = supervised + config.weight * ramp_up(step, config.ramp_up_steps) * consistency
+        logs = {"supervised": supervised, "consistency": consistency, "confident": confident}
+        return loss, {name: log.detach() for name, log in logs.items()}
+
+    def after_step(self, step: int) -> None:
+        decay = teacher.true_average_decay(step, self.config.teacher_decay)
+        teacher.follow(self.teacher, self.student, decay, buffers=not self.config.teacher_training_mode)
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        networks = {"teacher": self.teacher, "student": self.student}
+        first = self.config.headline
+        return {first: networks.pop(first), **networks}
+
+    def _targets(self, images: Tensor) -> Tensor:
+        """Return the teacher's probabilities, (B, C, H, W) float32."""
+        return predict(self.teacher, images, training=self.config.teacher_training_mode).softmax(dim=1)
