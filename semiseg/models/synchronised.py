@@ -1,6 +1,7 @@
 """Batch norm over the images of all processes."""
 
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from semiseg.base import distributed
@@ -8,14 +9,25 @@ from semiseg.models.pixel_heads import MaskedBatchNorm
 
 
 class HostBatchNorm(MaskedBatchNorm):
-    """What nn.SyncBatchNorm is to GPUs, for processes on a CPU: images (B, D, H, W), a pixel a row."""
+    """What nn.SyncBatchNorm is to GPUs, for processes on a CPU: images (B, D, H, W), a pixel a row.
+
+    It takes over the parameters and statistics of ``norm``, and the activation that timm may have in it.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.load_state_dict(norm.state_dict())
+        self.then = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        self.train(norm.training)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         batch, channels, height, width = images.shape
         rows = images.permute(0, 2, 3, 1).reshape(-1, channels)
         every = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         normalised = super().forward(rows, every)
-        return normalised.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        result: Tensor = self.then(normalised.view(batch, height, width, channels).permute(0, 3, 1, 2))
+        return result
 
 
 def synchronise(module: nn.Module, device: torch.device) -> None:
@@ -26,16 +38,9 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
     if distributed.size() == 1:
         return
     for name, child in module.named_children():
-        if type(child) is not nn.BatchNorm2d:
+        if not isinstance(child, nn.BatchNorm2d):
             synchronise(child, device)
         elif device.type == "cuda":
-            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+            setattr(module, name, convert_sync_batchnorm(child))
         else:
-            setattr(module, name, _on_the_host(child))
-
-
-def _on_the_host(norm: nn.BatchNorm2d) -> HostBatchNorm:
-    exchanged = HostBatchNorm(norm.num_features, norm.eps, norm.momentum)
-    exchanged.weight, exchanged.bias = norm.weight, norm.bias
-    exchanged.load_state_dict(norm.state_dict())
-    return exchanged.train(norm.training)
+            setattr(module, name, HostBatchNorm(child))
