@@ -14,6 +14,7 @@ from typing import Any
 
 from semiseg.base import paths
 from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
+from semiseg.data import sources
 from semiseg.report import published
 
 TABLES = ("csv", "md", "tex")  # kinds of files of a grid's table
@@ -72,6 +73,9 @@ class Stages:
         dataset = look_up(self.params.datasets, wildcards.dataset, "datasets")
         entry = dataclasses.asdict(dataclasses.replace(dataset, shares={}))
         del entry["evaluate"]  # read when networks are scored
+        found = sources.fingerprint(dataset)
+        if found is not None:
+            entry["fingerprint"] = found  # of a user's own folder, whose files may change
         return _text({**entry, "revision": revision(LIBRARY / "data" / "sources" / f"{dataset.source}.py")})
 
     def split(self, wildcards: Wildcards) -> str:

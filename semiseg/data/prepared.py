@@ -3,7 +3,8 @@
 The manifest is written last: a folder that has one is whole. ``files.txt`` names every other file with a
 digest of what it holds, for an image or a mask of its decoded pixels: that is what training sees, while a PNG
 encoder of another version writes other bytes for the same mask. What ``files.txt`` does not name was not
-written by this suite, and is neither replaced nor removed.
+written by this suite, and is neither replaced nor removed. ``origin.json`` says how a user's folder was when
+it was copied; a change there that leaves every image and mask as it was changes no digest.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from semiseg.data.splits import digest, read_ids
 
 MANIFEST = "manifest.json"
 FILES = "files.txt"
+ORIGIN = "origin.json"  # of a user's own folder alone
 VOID = "(ignored)"  # pixels of 255, in the manifest
 KEYS = {"counts", "digest", "layout", "masks", "occurs", "pixels", "source", "config"}  # that are read again
 
@@ -154,6 +156,18 @@ def read_files(folder: Path) -> dict[str, str]:
     return files
 
 
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Read what a user's own folder was like when it was copied: its fingerprint, and files of no list.
+
+    Empty for other sources, and if the file is broken.
+    """
+    try:
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
 def check_scored(dataset: PreparedDataset, listed: str) -> None:
     """Raise UserError unless the list ``listed`` is there and a pixel of it can be scored."""
     manifest = read_manifest(dataset.folder) or {}
@@ -213,31 +227,26 @@ def write_manifest(
     UserError naming an image or a mask that training could not read, and for masks that cannot train or be
     scored: without a labelled pixel, or with a single class in all of them.
     """
-    classes = len(config.classes)
-    named: dict[str, str] = {}
-    counts, masks, pixels, occurs = {}, {}, {}, {}
-    for listed in lists:
-        ids = read_ids(folder / layout.list(listed))
-        named[layout.list(listed)] = file_sha256(folder / layout.list(listed))
-        pairs = []
-        for each in ids:
-            mask = folder / layout.mask(each)
-            pairs.append(
-                Pair(
-                    folder / layout.image(each), mask if mask.exists() or listed != "train" else None, classes
-                )
-            )
-        histogram, images = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
-        for each, found in zip(ids, mapped(content, pairs, f"check {listed}"), strict=True):
-            if found.problems:
-                raise UserError(_of_original(found.problems[0], folder, each, layout, originals or {}))
-            named[layout.image(each)] = str(found.image)
-            if found.mask is not None:
-                named[layout.mask(each)] = found.mask
-            histogram += found.histogram
-            images += found.histogram > 0
-        counts[listed], masks[listed] = len(ids), sum(pair.mask is not None for pair in pairs)
-        pixels[listed], occurs[listed] = _by_class(config, histogram), _by_class(config, images)
+    named = {layout.list(listed): file_sha256(folder / layout.list(listed)) for listed in lists}
+    listed_ids = [(listed, each) for listed in lists for each in read_ids(folder / layout.list(listed))]
+    pairs = []
+    for listed, each in listed_ids:
+        mask = folder / layout.mask(each)
+        needed = listed != "train" or mask.exists()
+        pairs.append(Pair(folder / layout.image(each), mask if needed else None, len(config.classes)))
+    counts, masks = dict.fromkeys(lists, 0), dict.fromkeys(lists, 0)
+    values = {listed: np.zeros((2, 256), dtype=np.int64) for listed in lists}  # pixels and images of each
+    for (listed, each), found in zip(listed_ids, mapped(content, pairs, "check"), strict=True):
+        if found.problems:
+            raise UserError(_of_original(found.problems[0], folder, each, layout, originals or {}))
+        named[layout.image(each)] = str(found.image)
+        if found.mask is not None:
+            named[layout.mask(each)] = found.mask
+        counts[listed] += 1
+        masks[listed] += found.mask is not None
+        values[listed] += np.stack([found.histogram, found.histogram > 0])
+    pixels = {listed: _by_class(config, values[listed][0]) for listed in lists}
+    occurs = {listed: _by_class(config, values[listed][1]) for listed in lists}
     _check_masks(str(source.get("path", folder)), config, pixels)
     text = "".join(f"{sha256} {name}\n" for name, sha256 in sorted(named.items()))
     manifest = {

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from semiseg.base.errors import UserError
-from semiseg.data.prepared import FILES, MANIFEST, read_files
+from semiseg.data.prepared import FILES, MANIFEST, ORIGIN, read_files
 
 PARTIAL = ".semiseg.partial"  # in a dataset's folder: where the next one is made
 
@@ -75,7 +75,7 @@ def check_replaceable(folder: Path) -> None:
 
 def foreign(folder: Path) -> list[str]:
     """Files and links below ``folder``, by their path in it, that are not among those prepared there."""
-    own = {FILES, MANIFEST, *read_files(folder)} if (folder / FILES).is_file() else set()
+    own = {FILES, MANIFEST, ORIGIN, *read_files(folder)} if (folder / FILES).is_file() else set()
     found = []
     for place, folders, files in os.walk(folder):
         if Path(place) == folder and PARTIAL in folders:
@@ -95,12 +95,13 @@ def remove_prepared(folder: Path) -> None:
     for parent in sorted(parents, key=lambda each: len(each.parts), reverse=True):
         with contextlib.suppress(OSError):  # it is not empty, or is not there
             (folder / parent).rmdir()
+    (folder / ORIGIN).unlink(missing_ok=True)
     (folder / FILES).unlink(missing_ok=True)
 
 
 def _move_up(partial: Path, target: Path) -> None:
     """Move the files that ``partial`` lists to ``target``, the list first and the manifest last."""
-    names = (FILES, *read_files(partial), MANIFEST)
-    for name in names:
+    origin = [ORIGIN] if (partial / ORIGIN).is_file() else []
+    for name in (FILES, *read_files(partial), *origin, MANIFEST):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).replace(target / name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from semiseg.data.prepared import VOID, PreparedDataset, read_manifest
+from semiseg.data.prepared import VOID, PreparedDataset, read_manifest, read_origin
 
 
 def summary(dataset: PreparedDataset) -> str:
@@ -36,7 +36,7 @@ def warnings(dataset: PreparedDataset) -> list[str]:
         absent = [name for name in dataset.classes if not counts[name]]
         if absent:
             lines.append(f"warning: no mask of '{listed}' holds {', '.join(absent)}; check masks and classes")
-    unlisted = manifest["source"].get("unlisted", [])
+    unlisted = read_origin(dataset.folder).get("unlisted", [])
     if unlisted:
         shown = ", ".join(unlisted[:5]) + (", …" if len(unlisted) > 5 else "")
         lines.append(f"warning: files that no list names: {len(unlisted)} ({shown})")

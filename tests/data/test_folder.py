@@ -275,9 +275,19 @@ def test_a_changed_folder_is_prepared_again(own: Path) -> None:
     assert after.digest != before.digest
     (own / "images/b.png").write_bytes(releases.picture("other", "PNG", (2, 3)))
     assert sources.prepare("own", OWN).digest not in (before.digest, after.digest)
+
+
+def test_a_folder_that_was_only_touched_gives_the_same_manifest(own: Path) -> None:
+    sources.prepare("own", OWN)
+    before = Path("data/own/manifest.json").read_bytes()
     os.utime(own / "images/b.png", (1, 1))
-    again = sources.prepare("own", OWN)
-    assert again.digest == sources.prepare("own", OWN).digest
+    (own / "images/extra.png").write_bytes(b"of no list")
+    fingerprint = sources.fingerprint(OWN)
+    sources.prepare("own", OWN)
+    assert json.loads(Path("data/own/origin.json").read_text())["fingerprint"] == fingerprint
+    assert Path("data/own/manifest.json").read_bytes() == before
+    Path("data/own/origin.json").write_text("{")
+    assert sources.prepare("own", OWN).digest == json.loads(before)["digest"]
 
 
 def test_a_prepared_dataset_outlives_its_folder(own: Path) -> None:

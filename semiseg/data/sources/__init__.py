@@ -84,7 +84,7 @@ def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
         manifest is not None
         and prepared.is_prepared(name, dataset)
         and manifest["source"].get("revision") == revision
-        and fingerprint(dataset) in (None, manifest["source"].get("fingerprint"))
+        and fingerprint(dataset) in (None, prepared.read_origin(paths.dataset(name)).get("fingerprint"))
     )
 
 

@@ -6,6 +6,7 @@ is never labelled.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ from semiseg.base.files import write_text
 from semiseg.base.parallel import mapped
 from semiseg.base.parameters import Dataset
 from semiseg.data.archives import check_room
-from semiseg.data.prepared import Layout, write_manifest
+from semiseg.data.prepared import ORIGIN, Layout, write_manifest
 from semiseg.data.splits import read_ids
 
 REVISION = 2  # raise it when the same folder comes to be prepared into other files
@@ -38,7 +39,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     Raises UserError naming the user's list, image or mask that is missing, ambiguous or cannot be used.
     """
     own = Path(options.path).expanduser()
-    origin = {"path": options.path, "revision": REVISION, "fingerprint": fingerprint(own)}
+    found = fingerprint(own)
     lists = read_lists(own)
     ids = [each for listed in lists.values() for each in listed]
     found_images, found_masks = _by_id(own / "images"), _by_id(own / "masks")
@@ -62,9 +63,11 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
         pass
     for listed, names in lists.items():
         write_text(folder / layout.list(listed), "".join(f"{each}\n" for each in names))
-    files = {path for found in (found_images, found_masks) for paths in found.values() for path in paths}
+    files = {path for part in (found_images, found_masks) for paths in part.values() for path in paths}
     unlisted = sorted(path.relative_to(own).as_posix() for path in files - set(originals.values()))
-    write_manifest(folder, dataset, layout, tuple(lists), {**origin, "unlisted": unlisted}, originals)
+    write_text(folder / ORIGIN, json.dumps({"fingerprint": found, "unlisted": unlisted}, indent=2) + "\n")
+    source = {"path": options.path, "revision": REVISION}
+    write_manifest(folder, dataset, layout, tuple(lists), source, originals)
 
 
 def fingerprint(own: Path) -> str | None:
