@@ -128,9 +128,13 @@ def _check_figures(record: Record, path: Path) -> None:
                     f"{path}: {moment}: {name}: miou is not the mean of iou; evaluate the run again"
                 )
     score = record.score(record.last)
-    expected = dict(zip(score.iou, _iou(record.confusion), strict=False))
-    if len(record.confusion) != len(score.iou):
-        raise UserError(f"{path}: confusion: {len(record.confusion)} rows, but {len(score.iou)} classes")
+    lengths = {len(record.confusion), *map(len, record.confusion)}
+    if lengths != {len(score.iou)}:
+        raise UserError(
+            f"{path}: confusion: not {len(score.iou)} rows and columns, one for each class; "
+            "evaluate the run again"
+        )
+    expected = dict(zip(score.iou, _iou(record.confusion), strict=True))
     for label, value in score.iou.items():
         if (value is None) != (expected[label] is None) or not math.isclose(
             value or 0, expected[label] or 0, abs_tol=TOLERANCE
