@@ -1,18 +1,23 @@
+"""Scoring against plain loops over images, windows and pixels."""
+
 import itertools
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Network
+from semiseg.base.parameters import Evaluation, Network
 from semiseg.evaluation import score
-from semiseg.evaluation.metrics import confusion_matrix
-from semiseg.evaluation.score import confusion
+from semiseg.evaluation.metrics import confusion_matrix, true_negatives
+from semiseg.evaluation.score import Scoring, predict, window_starts
 from semiseg.models.build import build
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
+from tests import miniature
 
 CPU = torch.device("cpu")
+SCORING = Scoring(3, CPU, "fp32")
 
 
 class Eye(Backbone):
@@ -71,10 +76,10 @@ def test_a_constant_network_on_three_sizes_by_hand():
         ("b", torch.zeros(3, 1, 4, dtype=torch.uint8), torch.tensor([[2, 2, 1, 255]], dtype=torch.uint8)),
         ("c", torch.zeros(3, 3, 1, dtype=torch.uint8), torch.tensor([[255], [255], [0]], dtype=torch.uint8)),
     ]
-    matrices = confusion({"student": constant(1), "teacher": constant(2)}, images, 3, CPU, "fp32")
+    matrices = SCORING.count({"student": constant(1), "teacher": constant(2)}, images)
     assert matrices["student"].tolist() == [[0, 3, 0], [0, 4, 0], [0, 2, 0]]
     assert matrices["teacher"].tolist() == [[0, 0, 3], [0, 0, 4], [0, 0, 2]]
-    student = score(matrices["student"], ["sky", "road", "car"])
+    student = score.score(matrices["student"], ["sky", "road", "car"])
     assert student.iou == {"sky": 0.0, "road": 4 / 9, "car": 0.0}
     assert student.miou == pytest.approx(4 / 27)
 
@@ -86,14 +91,14 @@ def test_a_class_in_neither_has_no_iou():
 
 
 def test_nothing_counted_is_an_error():
-    with pytest.raises(UserError, match="nothing to score"):
+    with pytest.raises(UserError, match="masks"):
         score.score(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
 
 
 def test_every_pixel_is_scored_at_its_own_place():
     ids = torch.randint(0, 3, (37, 23), generator=torch.Generator().manual_seed(0))
     images = [("right", image_of(ids), ids.to(torch.uint8))]
-    matrix = confusion({"student": brightest_channel()}, images, 3, CPU, "fp32")["student"]
+    matrix = SCORING.count({"student": brightest_channel()}, images)["student"]
     assert matrix.tolist() == torch.diag(ids.flatten().bincount(minlength=3)).tolist()
 
 
@@ -105,25 +110,24 @@ def test_every_image_is_shown_with_what_each_network_makes_of_it():
         shown[network, identifier] = confusion_matrix(labels, mask, 3)
 
     networks = {"student": brightest_channel(), "teacher": constant(2)}
-    totals = confusion(networks, images, 3, CPU, "fp32", seen)
+    totals = SCORING.count(networks, images, seen)
     assert set(shown) == {(network, name) for network in networks for name, _, _ in images}
     for name, image, mask in images:
-        alone = confusion(networks, [(name, image, mask)], 3, CPU, "fp32")
+        alone = SCORING.count(networks, [(name, image, mask)])
         for network in networks:
             assert torch.equal(shown[network, name], alone[network])
     for network, total in totals.items():
         assert torch.equal(total, sum(each for (of, _), each in shown.items() if of == network))
 
 
-def test_batches_hold_neighbours_of_one_size_up_to_a_limit(monkeypatch):
+def test_neighbours_of_one_size_are_scored_together_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(score, "BATCH_PIXELS", 2 * 5 * 8)
     images = photographs((5, 8), (5, 8), (5, 8), (8, 5), (5, 8), (40, 40), (40, 40))
-    batches = [[name for name, _, _ in batch] for batch in score._batches(images)]
-    assert batches == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6"]]
-    together = confusion({"student": brightest_channel()}, images, 3, CPU, "fp32")["student"]
-    alone = [
-        confusion({"student": brightest_channel()}, [each], 3, CPU, "fp32")["student"] for each in images
-    ]
+    network, batches = brightest_channel(), []
+    network.backbone.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    together = SCORING.count({"student": network}, images)["student"]
+    assert batches == [2, 1, 1, 1, 1, 1]
+    alone = [SCORING.count({"student": network}, [each])["student"] for each in images]
     assert together.tolist() == sum(alone).tolist()
     assert together.sum() == sum(mask.numel() for _, _, mask in images)
 
@@ -131,14 +135,14 @@ def test_batches_hold_neighbours_of_one_size_up_to_a_limit(monkeypatch):
 def test_a_mask_of_another_size_is_refused_by_name():
     image = torch.zeros(3, 4, 6, dtype=torch.uint8)
     images = [("street_7", image, torch.zeros(6, 4, dtype=torch.uint8))]
-    with pytest.raises(UserError, match="street_7: its mask is 4x6 pixels, its image 6x4"):
-        confusion({"student": constant(0)}, images, 3, CPU, "fp32")
+    with pytest.raises(UserError, match=r"^street_7: .*4x6.*6x4"):
+        SCORING.count({"student": constant(0)}, images)
 
 
 @pytest.fixture(scope="module")
 def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return build(Network("deeplabv3plus", "resnet18", "none", decoder_channels=16), 3)
+    return build(Network("deeplabv3plus", "resnet18", "none", 16, 16), 3)
 
 
 def test_evaluation_leaves_the_network_as_it_was(small, monkeypatch):
@@ -148,8 +152,8 @@ def test_evaluation_leaves_the_network_as_it_was(small, monkeypatch):
     modes = [module.training for module in small.modules()]
     before = {name: value.clone() for name, value in small.state_dict().items()}
     images = photographs((33, 40), (33, 40))
-    first = confusion({"student": small}, images, 3, CPU, "fp32")["student"]
-    again = confusion({"student": small}, images, 3, CPU, "fp32")["student"]
+    first = SCORING.count({"student": small}, images)["student"]
+    again = SCORING.count({"student": small}, images)["student"]
     assert torch.equal(first, again)  # no dropout, no batch statistics
     assert [module.training for module in small.modules()] == modes
     assert torch.backends.cudnn.benchmark
@@ -164,7 +168,7 @@ def test_modes_are_restored_when_an_image_fails(small):
     small.train()
     broken = itertools.chain(photographs((16, 16)), (1 / 0 for _ in range(1)))
     with pytest.raises(ZeroDivisionError):
-        confusion({"student": small}, broken, 3, CPU, "fp32")
+        SCORING.count({"student": small}, broken)
     assert all(module.training for module in small.modules())
     assert torch.is_grad_enabled()
 
@@ -175,7 +179,7 @@ def test_precision_reaches_the_network(small):
     images = photographs((48, 40))
     try:
         matrices = {
-            precision: confusion({"student": small}, images, 3, CPU, precision)["student"]
+            precision: Scoring(3, CPU, precision).count({"student": small}, images)["student"]
             for precision in ("fp32", "bf16")
         }
     finally:
@@ -193,5 +197,114 @@ def test_the_images_are_read_once_for_all_networks():
             read.append(each[0])
             yield each
 
-    confusion({str(number): constant(number) for number in range(3)}, stream(), 3, CPU, "fp32")
+    SCORING.count({str(number): constant(number) for number in range(3)}, stream())
     assert read == ["0", "1"]
+
+
+# --- as the protocol says -----------------------------------------------------------------------------------
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    found, start = [], 0
+    while start + window < length:
+        found.append(start)
+        start += stride
+    return [*found, max(0, length - window)]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 12, 16, 17, 40])
+@pytest.mark.parametrize("stride", [1, 3, 5, 8])
+def test_windows_cover_a_side_and_end_at_its_edge(length: int, stride: int) -> None:
+    found = window_starts(length, 8, stride)
+    assert found == starts(length, 8, stride)
+    covered = {place for start in found for place in range(start, min(start + 8, length))}
+    assert covered == set(range(length))
+
+
+def windowed(network: SegmentationNetwork, image: Tensor, window: int, stride: int) -> Tensor:
+    """The mean probability over the windows that see a pixel, (C, H, W), window by window."""
+    _, height, width = image.shape
+    total, seen = torch.zeros(3, height, width), torch.zeros(height, width)
+    for top in starts(height, window, stride):
+        for left in starts(width, window, stride):
+            part = image[:, top : top + window, left : left + window]
+            probability = network(part[None].float() / 255)[0].softmax(0)
+            for y, x in itertools.product(range(part.shape[1]), range(part.shape[2])):
+                total[:, top + y, left + x] += probability[:, y, x]
+                seen[top + y, left + x] += 1
+    return total / seen
+
+
+@pytest.mark.parametrize("size", [(20, 33), (16, 16), (9, 40), (5, 7)])
+@pytest.mark.parametrize("share", [0.25, 2 / 3, 1.0])
+def test_a_sliding_window_averages_the_windows_that_see_a_pixel(
+    small: SegmentationNetwork, size: tuple[int, int], share: float
+) -> None:
+    small.eval()
+    images = torch.stack([image for _, image, _ in photographs(size, size)])
+    with torch.no_grad():
+        found = predict(small, images, Evaluation(None, 16, share))
+        expected = torch.stack([windowed(small, each, 16, int(16 * share)) for each in images])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.sum(1), torch.ones(2, *size))
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "smaller"),
+    [((40, 30), 20, (20, 15)), ((30, 41), 20, (15, 20)), ((10, 10), 25, (25, 25)), ((1, 100), 10, (1, 10))],
+)
+def test_a_long_side_resizes_the_image_and_brings_the_logits_back(
+    size: tuple[int, int], long_side: int, smaller: tuple[int, int]
+) -> None:
+    network, shapes = brightest_channel(), []
+    network.backbone.register_forward_hook(
+        lambda module, inputs, output: shapes.append(tuple(inputs[0].shape))
+    )
+    ((_, image, _),) = photographs(size)
+    with torch.no_grad():
+        found = predict(network, image[None], Evaluation(long_side, None, None))
+    assert shapes == [(1, 3, *smaller)]
+    resized = interpolate(image[None].float(), smaller, mode="bilinear", antialias=True) / 255
+    expected = interpolate(resized, size, mode="bilinear")  # the network's logits are its image
+    torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
+
+
+def test_windows_slide_over_the_resized_image() -> None:
+    network = brightest_channel()
+    ((_, image, _),) = photographs((30, 44))
+    with torch.no_grad():
+        found = predict(network, image[None], Evaluation(22, 8, 0.5))
+        resized = interpolate(image[None].float(), (15, 22), mode="bilinear", antialias=True).round().byte()
+        expected = interpolate(windowed(network, resized[0], 8, 4)[None], (30, 44), mode="bilinear")
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255)
+
+
+@pytest.mark.parametrize(
+    "evaluation", [(None, None, None), (24, None, None), (None, 16, 0.5), (40, 16, 0.75)]
+)
+def test_pixels_are_counted_at_the_masks_own_size(
+    small: SegmentationNetwork, evaluation: tuple[int | None, int | None, float | None]
+) -> None:
+    images, way = photographs((20, 33), (20, 33), (33, 20)), Evaluation(*evaluation)
+    matrix = Scoring(3, CPU, "fp32", way).count({"only": small}, images)["only"]
+    small.eval()
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for _, image, mask in images:
+        with torch.no_grad():
+            predicted = predict(small, image[None], way).argmax(1)[0]
+        for own, other in zip(mask.flatten().tolist(), predicted.flatten().tolist(), strict=True):
+            expected[own, other] += 1
+    assert matrix.tolist() == expected.tolist()
+
+
+def test_a_run_is_scored_as_its_protocol_says(mini_project) -> None:
+    config = miniature.config(evaluation=Evaluation(32, 16, 0.5), precision="bf16")
+    assert Scoring.of(config, CPU) == Scoring(3, CPU, "bf16", Evaluation(32, 16, 0.5))
+
+
+def test_the_figures_of_a_matrix_are_those_of_the_metrics() -> None:
+    matrix = torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 5]])
+    assert SCORING.figures(matrix) == {
+        "miou": pytest.approx((3 / 6 + 4 / 8 + 5 / 6) / 3),
+        "true_negatives": pytest.approx(float(true_negatives(matrix))),
+    }
