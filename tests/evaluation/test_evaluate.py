@@ -1,18 +1,28 @@
-"""What evaluation leaves beside a record."""
+"""A trained run becomes a record, predictions and a short history."""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from semiseg.base.errors import UserError
+from semiseg.base.parameters import RunConfig
 from semiseg.base.paths import Run
-from semiseg.evaluation import record
+from semiseg.data import prepared, splits
+from semiseg.evaluation import evaluate, record
 from semiseg.evaluation.evaluate import condense_history, condensed
-
-ROOT = Path(__file__).parents[2]
+from semiseg.evaluation.metrics import confusion_matrix, mean_iou
+from semiseg.training import step as training_step
+from tests import miniature
+from tests.miniature import CPU
+from tests.tiny import tiny_network
 
 
 def history(rows: int, validated: list[int]) -> pd.DataFrame:
@@ -52,7 +62,7 @@ def test_the_short_history_is_rounded_and_a_missing_one_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = Run("cmb", "mini", 0)
-    with pytest.raises(UserError, match=r"^runs/cmb/mini/0/history\.csv: .*train the run again"):
+    with pytest.raises(UserError, match=r"^runs/cmb/mini/0/history\.csv: .*train"):
         condense_history(run)
     run.artefacts.mkdir(parents=True)
     (run.artefacts / "history.csv").write_text("step,loss,val_miou_student\n5,1.23456789,\n10,0.5,0.25\n")
@@ -60,14 +70,89 @@ def test_the_short_history_is_rounded_and_a_missing_one_named(
     assert run.history.read_text() == "step,loss,val_miou_student\n5,1.23457,\n10,0.5,0.25\n"
 
 
-def test_records_hold_counts_in_rows_and_older_ones_none(tmp_path: Path) -> None:
-    committed = ROOT / Run("supervised", "camvid_small-1_8", 0).metrics
-    tree = json.loads(committed.read_text())
-    tree.pop("confusion", None)
-    (tmp_path / "old.json").write_text(json.dumps(tree))
-    old = record.read(tmp_path / "old.json")
-    assert old.confusion is None
-    new = dataclasses.replace(old, confusion=((10**12, 2), (0, 4)))
-    record.write(new, tmp_path / "new.json")
-    assert "[ 1000000000000, 2 ]" in (tmp_path / "new.json").read_text()
-    assert record.read(tmp_path / "new.json") == new
+# --- a run's record -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run that is trained."""
+    for module in (training_step, evaluate):
+        monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_network(num_classes))
+    config = miniature.config("cmb")
+    miniature.train(config)
+    return config
+
+
+def scored(config: RunConfig, digest: str | None = None, **split: str) -> record.Record:
+    dataset = prepared.open_dataset("mini", config.dataset)
+    lists = dataclasses.replace(splits.read(config.run.split, 0), **split)
+    dataset = dataclasses.replace(dataset, digest=digest or dataset.digest)
+    return evaluate.score_run(config, dataset, lists, CPU)
+
+
+def test_a_record_says_all_that_decided_its_figures(config: RunConfig) -> None:
+    result = scored(config)
+    origin = result.provenance
+    assert origin.config_sha256 == config.digest()
+    assert hashlib.sha256(json.dumps(origin.config, sort_keys=True).encode()).hexdigest() == config.digest()
+    assert origin.config["revisions"].keys() == {"loop", "method", "source"}
+    assert origin.data_sha256 == json.loads(Path("data/mini/manifest.json").read_text())["digest"]
+    listed = splits.read(config.run.split, 0)
+    assert origin.labelled_sha256 == listed.labelled_sha256
+    assert origin.labelled_set_sha256 == splits.digest(sorted(listed.labelled))
+    assert (result.recipe, result.split, result.seed) == ("cmb", "mini-1_4", 0)
+    assert (result.method, result.dataset, result.ratio, result.labelled) == ("cmb", "mini", "1/4", 2)
+    assert (result.headline, list(result.last.networks)) == ("student", ["student", "teacher"])
+    assert result.last.step == miniature.STEPS
+
+
+def test_each_image_has_a_prediction_and_its_miou(config: RunConfig) -> None:
+    result = scored(config)
+    images = pd.read_csv(config.run.artefacts / "images.csv", index_col="id")["miou"]
+    files = sorted((config.run.artefacts / "predictions").glob("*.png"))
+    assert [file.stem for file in files] == sorted(images.index)
+    counts = torch.zeros(3, 3, dtype=torch.int64)
+    for file in files:
+        masks = (file, Path("data/mini/SegmentationClass") / file.name)
+        predicted, target = (torch.from_numpy(np.array(Image.open(each))) for each in masks)
+        matrix = confusion_matrix(predicted, target, 3)
+        assert images[file.stem] == pytest.approx(mean_iou(matrix).item())
+        counts += matrix
+    assert result.confusion == tuple(map(tuple, counts.tolist()))
+    assert result.miou == pytest.approx(mean_iou(counts).item())
+
+
+def test_the_last_figures_are_those_of_the_last_validation(config: RunConfig) -> None:
+    result = scored(config)  # this dataset is validated and scored on the same list
+    last = pd.read_csv(config.run.artefacts / "history.csv").iloc[-1]
+    for name, figures in result.last.networks.items():
+        assert figures.miou == pytest.approx(last[f"val_miou_{name}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda config: scored(dataclasses.replace(config, weights_sha256="0" * 64)), "configuration"),
+        (lambda config: scored(config, digest="0" * 64), "images"),
+        (lambda config: scored(config, labelled_sha256="0" * 64), "labelled"),
+    ],
+)
+def test_a_network_of_another_identity_is_refused_with_what_to_do(
+    config: RunConfig, change: Callable[[RunConfig], object], named: str
+) -> None:
+    model = config.run.artefacts / "model.pt"
+    with pytest.raises(UserError, match=f"^{model}: .*{named}.*train") as refusal:
+        change(config)
+    assert "\n" not in str(refusal.value)
+    assert model.exists()
+
+
+def test_a_network_that_is_absent_or_broken_is_named(config: RunConfig) -> None:
+    model = config.run.artefacts / "model.pt"
+    content = model.read_bytes()
+    model.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"^{model}: .*train"):
+        scored(config)
+    model.unlink()
+    with pytest.raises(UserError, match=f"^{model}: .*train"):
+        scored(config)
