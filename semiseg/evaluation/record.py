@@ -18,7 +18,7 @@ TOLERANCE = 1e-9  # of figures that must follow from each other
 
 @dataclass(frozen=True)
 class Score:
-    """Of one network on the evaluation list. A class that is in neither prediction nor truth has no IoU."""
+    """A network's score on the evaluation list; a class in neither prediction nor truth has no IoU."""
 
     miou: float  # in [0, 1], the mean over the classes that have an IoU
     iou: Mapping[str, float | None]  # class name -> IoU in [0, 1]
@@ -95,11 +95,14 @@ def read(path: Path) -> Record:
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a record ({error}); remove it and evaluate the run again") from None
-    record: Record = from_tree(Record, tree, str(path))
-    _check_place(record, path)
-    _check_figures(record, path)
+    try:
+        record: Record = from_tree(Record, tree, str(path))
+        _check_place(record, path)
+        _check_figures(record, path)
+    except UserError as error:
+        raise UserError(f"{error}; remove the file and evaluate the run again") from None
     return record
 
 
@@ -111,9 +114,7 @@ def _check_place(record: Record, path: Path) -> None:
         ("seed", str(record.seed), seed),
     ):
         if found != expected:
-            raise UserError(
-                f"{path}: {name}: is {found}, but the file lies at {expected}; evaluate the run again"
-            )
+            raise UserError(f"{path}: {name}: is {found}, but the file lies at {expected}")
 
 
 def _check_figures(record: Record, path: Path) -> None:
@@ -123,25 +124,19 @@ def _check_figures(record: Record, path: Path) -> None:
             raise UserError(f"{path}: {moment}: has no network '{record.headline}', the headline")
         for name, score in scores.networks.items():
             known = [value for value in score.iou.values() if value is not None]
+            if not all(0 <= value <= 1 for value in known):
+                raise UserError(f"{path}: {moment}: {name}: iou: a value is outside [0, 1]")
             if not known or not math.isclose(score.miou, math.fsum(known) / len(known), abs_tol=TOLERANCE):
-                raise UserError(
-                    f"{path}: {moment}: {name}: miou is not the mean of iou; evaluate the run again"
-                )
+                raise UserError(f"{path}: {moment}: {name}: miou is not the mean of iou")
     score = record.score(record.last)
     lengths = {len(record.confusion), *map(len, record.confusion)}
-    if lengths != {len(score.iou)}:
-        raise UserError(
-            f"{path}: confusion: not {len(score.iou)} rows and columns, one for each class; "
-            "evaluate the run again"
-        )
-    expected = dict(zip(score.iou, _iou(record.confusion), strict=True))
-    for label, value in score.iou.items():
-        if (value is None) != (expected[label] is None) or not math.isclose(
-            value or 0, expected[label] or 0, abs_tol=TOLERANCE
+    if lengths != {len(score.iou)} or min(map(min, record.confusion)) < 0:
+        raise UserError(f"{path}: confusion: not {len(score.iou)} rows and columns, one for each class")
+    for (label, value), expected in zip(score.iou.items(), _iou(record.confusion), strict=True):
+        if (value is None) != (expected is None) or not math.isclose(
+            value or 0, expected or 0, abs_tol=TOLERANCE
         ):
-            raise UserError(
-                f"{path}: last: iou: {label} does not follow from confusion; evaluate the run again"
-            )
+            raise UserError(f"{path}: last: iou: {label} does not follow from confusion")
 
 
 def _iou(matrix: Sequence[Sequence[int]]) -> list[float | None]:
