@@ -1,7 +1,8 @@
 """Say what a grid will take before it is run: python pipeline/plan.py <grid>.
 
-Its runs, those that are done, and the hours and disk of those that are left, estimated from finished runs.
-With --measure some steps are trained, here and now, of what no finished run is like.
+It counts the runs that are done, names records that do not count and why, and estimates the hours and disk of
+the runs that are left from finished ones. With --measure it trains some steps here and now of those that no
+finished run is like.
 """
 
 import argparse
@@ -19,18 +20,17 @@ def main() -> None:
         "--measure", action="store_true", help="train some steps of what no finished run is like"
     )
     arguments = parser.parse_args()
-    # Here, for --help and ctrl-C need not wait for pandas.
+    # Imported here so that --help and ctrl-C need not wait for pandas.
     from semiseg.report import plan
-    from semiseg.report.collect import collect
+    from semiseg.report.collect import survey
 
-    results, measured = collect(parameters.load(), arguments.grid), plan.NOTHING
+    results, refused = survey(parameters.load(), arguments.grid)
+    measured = plan.NOTHING
     if arguments.measure and (lacking := plan.without_estimate(results)):
-        from semiseg.report import (
-            throughput,  # imports torch, for which a plan by finished runs need not wait
-        )
+        from semiseg.report import throughput  # imports torch
 
         measured = throughput.measured(lacking)
-    print(plan.terminal(results, measured))
+    print(plan.terminal(results, refused, measured))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from semiseg.base import paths
 from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
 from semiseg.data import sources
-from semiseg.report import published
+from semiseg.report import reference
 
 TABLES = ("csv", "md", "tex")  # kinds of files of a grid's table
 
@@ -94,12 +94,10 @@ class Stages:
 
     def report(self, wildcards: Wildcards) -> str:
         """Return the ingredients of a grid's table and figures, with the published figures they show."""
-        grid, reference = look_up(self.params.grids, wildcards.grid, "grids"), published.load()
-        beside = reference.beside(self.params, grid.recipes, grid.splits)
-        figures = {f"{recipe}/{split}": dataclasses.asdict(each) for (recipe, split), each in beside.items()}
+        grid = look_up(self.params.grids, wildcards.grid, "grids")
         entry = dataclasses.asdict(grid)
         del entry["gpus"]  # changes no result
-        return _text({**entry, "published": figures, "paper": reference.numbers(wildcards.grid)})
+        return _text({**entry, "published": reference.load().ingredients(self.params, wildcards.grid)})
 
 
 def ingredients(params: Params) -> Iterator[tuple[Path, str]]:

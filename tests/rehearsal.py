@@ -138,7 +138,8 @@ def stage(place: Path) -> Path:
         file.write_bytes(content)
     reference = place / "results" / "reference"
     reference.mkdir(parents=True)
-    (reference / "tables.yaml").write_text((ROOT / "results/reference/tables.yaml").read_text())
+    for name in ("tables.yaml", "peer_logs.csv"):
+        (reference / name).write_text((ROOT / "results/reference" / name).read_text())
     figures = pd.read_csv(ROOT / "results/reference/paper_results.csv", keep_default_na=False)
     figures["pretraining"] = list(map(weights, figures["backbone"], figures["pretraining"]))
     figures["backbone"] = "resnet18"

@@ -5,8 +5,6 @@ records and figures that are there, so whichever comes last leaves it complete.
 """
 
 import base64
-import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,11 @@ from semiseg.base.files import write_text
 from semiseg.base.parameters import Params
 from semiseg.base.paths import RESULTS, Run
 from semiseg.evaluation.record import Record
-from semiseg.report import papers, published, tables
+from semiseg.report import foot, papers, reference, tables
 from semiseg.report.collect import Results, best, collect, last
 from semiseg.report.figures import kinds
 from semiseg.report.figures.kinds import Kind
+from semiseg.report.markup import to_html
 from semiseg.report.papers import Paper
 
 PAGE = RESULTS / "report.html"
@@ -76,15 +75,15 @@ def render(params: Params) -> tuple[str, list[str]]:
     """
     sections: list[Mapping[str, Any]] = []
     refused = []
-    reference = published.load()
+    published = reference.load()
     for name, grid in params.grids.items():
-        if name in reference.tables:
+        if name in published.tables:
             continue
         try:
             sections.append(_section(collect(params, name)))
         except UserError as error:
             refused.append({"title": grid.title, "reason": str(error)})
-    for name, table in reference.tables.items():
+    for name, table in published.tables.items():
         try:
             sections.append(_paper(papers.collect(params, name)))
         except UserError as error:
@@ -96,7 +95,7 @@ def render(params: Params) -> tuple[str, list[str]]:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"marks": _marks, "brief": _brief}
+    environment.filters |= {"marks": to_html, "brief": _brief}
     page = environment.get_template("page.html.j2").render(sections=sections, refused=refused)
     return page, [f"{each['title']}: {each['reason']}" for each in refused]
 
@@ -106,13 +105,13 @@ def _section(results: Results) -> Mapping[str, Any]:
     begun = evidence["begun"]
     return {
         "title": results.grid.title,
-        "headline": tables.headline(results),
+        "headline": foot.headline(results),
         "last": tables.text_table(results, last),
         "dense": False,
         "best": tables.text_table(results, best) if begun else None,
-        "warning": tables.warning(results),
-        "missing": tables.missing(results),
-        "notes": [*tables.notes(results), *(kinds.lacking(results) if begun else ())],
+        "warning": foot.warning(results),
+        "missing": foot.missing(results),
+        "notes": [*foot.notes(results), *(kinds.lacking(results) if begun else ())],
         **evidence,
     }
 
@@ -139,7 +138,7 @@ def _evidence(
     return {
         "name": name,
         "begun": done > 0,
-        "progress": f"{done} of {tables.runs_of(len(wanted))}",
+        "progress": f"{done} of {foot.runs_of(len(wanted))}",
         "figures": [_figure(kind, path, title, recipes) for kind, path in kinds.shown(name) if done],
         "columns": COLUMNS,
         "runs": [_row(record) for record in records.values()],
@@ -192,7 +191,7 @@ def cost(records: Sequence[Record]) -> str:
     for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours")):
         if some:
             hours = sum(each.provenance.train_seconds for each in some) / 3600
-            said.append(f"{hours:.2f} {unit} ({tables.runs_of(len(some))})")
+            said.append(f"{hours:.2f} {unit} ({foot.runs_of(len(some))})")
     peak = max((each.provenance.peak_memory_mib or 0 for each in gpu), default=0)
     memory = f"; at most {peak:,.0f} MiB of GPU memory a run" if gpu else ""
     return f"Training: {', '.join(said)}{memory}." if said else ""
@@ -201,12 +200,6 @@ def cost(records: Sequence[Record]) -> str:
 def _on_gpu(record: Record) -> bool:
     """Its memory is measured there only."""
     return record.provenance.peak_memory_mib is not None
-
-
-def _marks(text: str) -> str:
-    """HTML of a note: escaped, then the two marks of Markdown that notes use."""
-    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
 
 
 def _brief(digest: str) -> str:

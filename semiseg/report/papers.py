@@ -1,4 +1,4 @@
-"""The papers' tables: every printed row, and what the runs of the grid of that name measured for it."""
+"""The papers' tables: every printed row, and what the runs of the grid of that name measured."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
-from semiseg.base.paths import RESULTS, Run
+from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
-from semiseg.report import published, tables
-from semiseg.report.collect import Summary, command, finished, share, summarise
-from semiseg.report.published import PaperTable, Printed, Reference
+from semiseg.report import foot, reference, tables, trust
+from semiseg.report.collect import over_sets
+from semiseg.report.markup import escape, one_line, to_plain
+from semiseg.report.reference import PaperTable, Printed, Reference
+from semiseg.report.statistics import Summary
 from semiseg.report.tables import TextTable
+from semiseg.report.trust import command
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paper:
-    """A table, its rows in the paper's order and the finished runs."""
+    """A paper's table: its rows in their order, and the finished runs."""
 
     name: str
     table: PaperTable
@@ -55,50 +57,53 @@ class Paper:
 
     @property
     def ratios(self) -> list[Fraction]:
-        """Ascending."""
+        """Labelled shares, ascending."""
         return sorted({ratio for row in self.rows for ratio in row.cells})
 
     @property
     def runs(self) -> list[Run]:
-        """Those that measure a cell, finished or not, each once."""
+        """Return the runs that measure a cell, finished or not, each once."""
         return _measuring(self.rows)
 
     def finished(self, cell: Cell) -> list[Record]:
-        """By seed."""
+        """Return a cell's finished runs, by seed."""
         return [self.records[run] for run in cell.runs if run in self.records]
 
     def measured(self, cell: Cell) -> Summary | None:
-        """mIoU in [0, 1] at the last step over seeds."""
-        return summarise([each.miou for each in self.finished(cell)])
+        """Summarise a cell's mIoU at the last step, in [0, 1]."""
+        return over_sets((each, each.miou) for each in self.finished(cell))
 
 
 def collect(params: Params, name: str) -> Paper:
-    """The table ``name`` of results/reference/tables.yaml.
+    """Read the table ``name`` of results/reference/tables.yaml and the records that measure it.
 
-    Its runs are those in the table of the grid ``name``; where params.yaml has no such grid, every row is a
-    published figure only. Raises UserError for an unknown table, and for a record of another configuration.
+    Its runs are those of the grid ``name``; if params.yaml has no such grid, every row is a published figure
+    only. Raises UserError for an unknown table, and for a record that trust.read refuses.
     """
-    reference = published.load()
-    if name not in reference.tables:
-        known = ", ".join(reference.tables) or "none"
-        raise UserError(f"{published.TABLES}: tables: there is no '{name}'; there are {known}")
-    table = reference.tables[name]
-    rows = tuple(_rows(params, params.grids.get(name), reference, table))
-    return Paper(name, table, params, rows, finished(params, _measuring(rows)))
+    published = reference.load()
+    if name not in published.tables:
+        known = ", ".join(published.tables) or "none"
+        raise UserError(f"{reference.TABLES}: tables: there is no '{name}'; there are {known}")
+    table = published.tables[name]
+    rows = tuple(_rows(params, params.grids.get(name), published, table))
+    records = trust.read(params, _measuring(rows))
+    for reason in records.refused.values():
+        raise UserError(reason)
+    return Paper(name, table, params, rows, records.accepted)
 
 
 def _measuring(rows: Iterable[Row]) -> list[Run]:
-    """The runs that measure ``rows``, each once."""
+    """Return the runs that measure ``rows``, each once."""
     return list(dict.fromkeys(run for row in rows for cell in row.cells.values() for run in cell.runs))
 
 
-def _rows(params: Params, grid: Grid | None, reference: Reference, table: PaperTable) -> Iterable[Row]:
+def _rows(params: Params, grid: Grid | None, published: Reference, table: PaperTable) -> Iterable[Row]:
     printed: dict[tuple[str, tuple[str, str, str], str], list[Printed]] = {}
-    for each in reference.figures:
+    for each in published.printed:
         if each.table == table.rows:
             printed.setdefault((each.dataset, each.network, each.variant or each.method), []).append(each)
     for (dataset, network, name), figures in printed.items():
-        recipe = reference.recipe(table, figures[0])
+        recipe = published.recipe(table, figures[0])
         if grid is None or recipe not in grid.recipes:
             recipe = None
         runs = {} if grid is None or recipe is None else _runs(params, grid, recipe, figures)
@@ -110,7 +115,7 @@ def _rows(params: Params, grid: Grid | None, reference: Reference, table: PaperT
 def _runs(
     params: Params, grid: Grid, recipe: str, figures: Iterable[Printed]
 ) -> dict[tuple[str | None, Fraction], tuple[Run, ...]]:
-    """The runs that measure each figure, by protocol and share, in the order of the grid's splits."""
+    """Return the runs that measure each figure, by protocol and share, in the order of the grid's splits."""
     found: dict[tuple[str | None, Fraction], tuple[Run, ...]] = {}
     for split in grid.splits:
         entry = params.splits[split]
@@ -131,19 +136,12 @@ def _runs(
 
 def write(paper: Paper) -> list[Path]:
     """Write results/tables/<name>.csv, .md and .tex; return their paths."""
-    stem = RESULTS / "tables" / paper.name
-    texts = {
-        stem.with_suffix(".csv"): csv(paper),
-        stem.with_suffix(".md"): markdown(paper),
-        stem.with_suffix(".tex"): tables.latex(text_table(paper)),
-    }
-    for path, text in texts.items():
-        write_text(path, text)
-    return list(texts)
+    text = tables.latex(paper.table.title, text_table(paper))
+    return tables.write_files(paper.name, csv(paper), markdown(paper), text)
 
 
 def text_table(paper: Paper) -> TextTable:
-    """The paper's rows; for each labelled share the published figure, the measured one, the difference."""
+    """Lay out the paper's rows, and for each share the published figure, the measured one, the difference."""
     names = ["row" if any(_variants(paper)) else "method"]
     networks = len({row.network for row in paper.rows}) > 1
     rows_of = Counter((row.dataset, row.network, row.name) for row in paper.rows)
@@ -161,7 +159,7 @@ def text_table(paper: Paper) -> TextTable:
             printed = None if cell is None else cell.printed
             miou = None if cell is None else paper.measured(cell)
             texts += [
-                tables.published_cell(printed),
+                tables.printed_cell(printed),
                 tables.cell(miou),
                 tables.difference_cell(printed, miou),
             ]
@@ -170,7 +168,7 @@ def text_table(paper: Paper) -> TextTable:
 
 
 def network_name(network: tuple[str, str, str]) -> str:
-    """ "deeplabv3+, resnet50 (imagenet)": head, backbone, pretraining."""
+    """Write head, backbone and pretraining: "deeplabv3+, resnet50 (imagenet)"."""
     head, backbone, pretraining = network
     return f"{head}, {backbone} ({pretraining})"
 
@@ -180,7 +178,7 @@ def _variants(paper: Paper) -> list[str]:
 
 
 def csv(paper: Paper) -> str:
-    """A row for each printed figure and protocol; mIoU in [0, 1], empty where nothing was run."""
+    """Write a row for each printed figure and protocol; mIoU in [0, 1], empty where nothing was run."""
     rows = []
     for row in paper.rows:
         for cell in row.cells.values():
@@ -210,59 +208,53 @@ def csv(paper: Paper) -> str:
 
 
 def markdown(paper: Paper) -> str:
-    """The table, what its cells are, and how to fill the empty ones."""
-    parts = [f"# {paper.table.title}", headline(paper), tables.drawn_as("pipe", text_table(paper))]
-    parts += ["\n".join(f"- {note}" for note in notes(paper))]
-    said = missing(paper)
-    if said:
-        parts += ["\n".join(["Not run yet:", "", *(f"- {line}" for line in said)])]
+    """Write the table, what its cells are, and how to fill the empty ones."""
+    parts = [f"# {escape(paper.table.title)}", headline(paper)]
+    parts += [tables.drawn_as("pipe", text_table(paper)), tables.listed(notes(paper))]
+    if said := missing(paper):
+        parts.append("\n".join(["Not run yet:", "", tables.listed(said)]))
     return "\n\n".join(parts) + "\n"
 
 
 def terminal(paper: Paper) -> str:
-    """The table for a terminal."""
-    lines = [
-        paper.table.title,
-        tables.plain(headline(paper)),
-        "",
-        tables.drawn_as("simple", text_table(paper)),
-    ]
-    said = missing(paper)
-    if said:
-        lines += ["", "Not run yet:", *(f"  {tables.plain(line)}" for line in said)]
+    """Write the table for a terminal."""
+    drawn = tables.drawn_as("simple", text_table(paper))
+    lines = [one_line(paper.table.title), to_plain(headline(paper)), "", drawn]
+    if said := missing(paper):
+        lines += ["", "Not run yet:", *(f"  {to_plain(line)}" for line in said)]
     return "\n".join(lines)
 
 
 def headline(paper: Paper) -> str:
-    """What the numbers are, and of which network where it is one."""
+    """Say what the numbers are, and name the network if there is one."""
     sources = ", ".join(
         dict.fromkeys(cell.printed.source for row in paper.rows for cell in row.cells.values())
     )
     networks = {row.network for row in paper.rows}
-    network = f" {network_name(next(iter(networks)))}." if len(networks) == 1 else ""
-    return f"mIoU (%): **published** ({sources}) and **measured** here at the last step.{network}"
+    network = f" {escape(network_name(next(iter(networks))))}." if len(networks) == 1 else ""
+    return f"mIoU (%): **published** ({escape(sources)}) and **measured** here at the last step.{network}"
 
 
 def notes(paper: Paper) -> list[str]:
-    """How to read a cell, the protocols that measured it, and what cannot be measured."""
+    """Say how to read a cell, which protocols measured it, and what cannot be measured."""
     said = [
         "Columns: labelled share of the training set. Published: under the paper's own settings. Measured: "
-        "mean ± standard deviation over seeds (number of seeds), under the row's protocol below. "
+        "mean ± standard deviation over labelled sets (their number), under the row's protocol below. "
         "Difference: measured minus published. An empty published cell was not seen in print; an empty "
         "measured one was not run."
     ]
-    said += [] if paper.table.note is None else [paper.table.note]
+    said += [] if paper.table.note is None else [escape(paper.table.note)]
     for name in dict.fromkeys(row.protocol for row in paper.rows if row.protocol is not None):
-        said.append(tables.describe(name, paper.params.protocols[name]))
+        said.append(foot.describe(name, paper.params.protocols[name]))
     others = dict.fromkeys(row.name for row in paper.rows if row.recipe is None)
     if others:
-        said.append(f"Published figures only: {', '.join(others)}.")
-    said += [f"No split of the grid measures {cells}." for cells in _without_runs(paper)]
-    return [*said, *tables.origin(paper.records.values())]
+        said.append(f"Published figures only: {escape(', '.join(others))}.")
+    said += [f"No split of the grid measures {escape(cells)}." for cells in unmeasured(paper)]
+    return [*said, *foot.origin(paper.records.values())]
 
 
-def _without_runs(paper: Paper) -> list[str]:
-    """ "cmb with deeplabv2, resnet101 (coco) on voc, 1/8, full", of the rows that are not others'."""
+def unmeasured(paper: Paper) -> list[str]:
+    """Name the cells of measured methods without a run: "cmb with deeplabv2, … on voc, 1/8, full"."""
     lacking: dict[tuple[str, str, tuple[Fraction, ...]], list[str]] = {}
     for row in paper.rows:
         ratios = tuple(sorted(ratio for ratio, cell in row.cells.items() if not cell.runs))
@@ -277,4 +269,9 @@ def _without_runs(paper: Paper) -> list[str]:
 def missing(paper: Paper) -> list[str]:
     """Return what was not run and the command that runs it, as at most one line."""
     wanted = [run for run in paper.runs if run not in paper.records]
-    return [f"{tables.grouped(wanted)}. Run `{command(paper.name)}`"] if wanted else []
+    return [f"{foot.grouped(wanted)}. Run `{command(paper.name)}`"] if wanted else []
+
+
+def share(ratio: Fraction) -> str:
+    """Write a labelled share as papers do: "1/8", or "full"."""
+    return "full" if ratio == 1 else str(ratio)

@@ -1,23 +1,27 @@
-"""What the rest of a grid will take, and on what that rests: finished runs, or steps that were measured."""
+"""Estimate what the rest of a grid will take, from finished runs or from steps that were measured."""
 
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from semiseg.base.errors import UserError
 from semiseg.base.parameters import RunConfig, canonical
 from semiseg.base.paths import RESULTS, Run
 from semiseg.evaluation import record
 from semiseg.evaluation.record import Record
-from semiseg.report.collect import Results, command
-from semiseg.report.tables import runs_of
+from semiseg.report.collect import Results
+from semiseg.report.foot import runs_of
+from semiseg.report.markup import one_line
+from semiseg.report.trust import command
 
-# Of a protocol: what decides how long a step takes. The number of steps does not.
+# Fields of a protocol that decide how long a step takes.
 SPEED = (
     "network",
     "geometry",
@@ -31,10 +35,10 @@ SPEED = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run."""
+    """What one run takes."""
 
     seconds: float  # of training steps on one device; validation and scoring come on top
-    size: float | None  # bytes under runs/; None where no run that it rests on lies on this machine
+    size: float | None  # bytes under runs/; None if no run that it rests on lies on this machine
     basis: str  # "2 runs of cmb on camvid, NVIDIA H100"; or what was measured
 
 
@@ -44,18 +48,18 @@ NOTHING: Measured = {}
 
 @dataclass(frozen=True)
 class Line:
-    """A recipe on a split."""
+    """What is done and left of a recipe on a split."""
 
     recipe: str
     split: str
     done: int
     left: tuple[Run, ...]
-    estimate: Estimate | None  # None without anything to judge by, or with nothing left
+    estimate: Estimate | None  # None with nothing to judge by, or nothing left
 
 
 def lines(results: Results, measured: Measured = NOTHING) -> list[Line]:
-    """Of every cell of the grid's table, in its order; ``measured`` is for what no run is like."""
-    finished = _finished()
+    """Plan every cell of the grid's table, in its order; ``measured`` helps where no run is alike."""
+    records = finished()
     missing = results.missing()
     found = []
     for recipe in results.recipes:
@@ -66,32 +70,37 @@ def lines(results: Results, measured: Measured = NOTHING) -> list[Line]:
                 protocol = results.params.splits[split].protocol
                 guess = None
                 if left:
-                    guess = estimate(results.params.run(left[0]), finished)
+                    guess = estimate(results.params.run(left[0]), records)
                     guess = guess or measured.get((recipe, protocol))
                 found.append(Line(recipe, split, done, left, guess))
     return found
 
 
 def without_estimate(results: Results) -> list[RunConfig]:
-    """A run for each recipe and protocol that has runs left and no finished one like them."""
+    """Return a run for each recipe and protocol that has runs left and no finished one like them."""
     runs = [line.left[0] for line in lines(results) if line.left and line.estimate is None]
     configs = [results.params.run(run) for run in reversed(runs)]  # so that of a pair the first run stays
     return list({(each.run.recipe, each.protocol_name): each for each in configs}.values())[::-1]
 
 
-def _finished() -> list[Record]:
-    """Every record there is, whichever params.yaml it was made with."""
-    return [record.read(path) for path in sorted((RESULTS / "runs").glob("*/*/*/metrics.json"))]
+def finished() -> list[Record]:
+    """Read every record that can be read, whichever params.yaml it was made with."""
+    records = []
+    for path in sorted((RESULTS / "runs").glob("*/*/*/metrics.json")):
+        with suppress(UserError):  # a table that needs it refuses it
+            records.append(record.read(path))
+    return records
 
 
-def estimate(config: RunConfig, finished: Iterable[Record]) -> Estimate | None:
-    """From the finished runs most like ``config``, on the device that was used last; None if none is alike.
+def estimate(config: RunConfig, records: Iterable[Record]) -> Estimate | None:
+    """Estimate a run from the finished runs most like it, on the device that was used last.
 
     Alike are, best first: the same recipe, the same method, any method, each at the same speed settings; then
     the same method and any method on the same network and crop, in proportion to the images of a step.
+    Returns None if none is alike.
     """
     wanted = json.loads(canonical(config))["protocol"]
-    records = [each for each in finished if each.provenance.config.get("protocol")]
+    records = [each for each in records if "protocol" in each.provenance.config]
 
     def same_speed(each: Record) -> bool:
         return all(_protocol(each).get(name) == wanted[name] for name in SPEED)
@@ -147,7 +156,7 @@ def _protocol(of: Record) -> Mapping[str, Any]:
 
 
 def _images(protocol: Mapping[str, Any]) -> int:
-    """Of a step."""
+    """Return the images of a step."""
     return int(protocol["labelled_batch"] + protocol["unlabelled_batch"])
 
 
@@ -155,8 +164,8 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def terminal(results: Results, measured: Measured = NOTHING) -> str:
-    """The plan for a terminal."""
+def terminal(results: Results, refused: Mapping[Run, str], measured: Measured = NOTHING) -> str:
+    """Write the plan for a terminal; ``refused`` gives the reasons why records do not count."""
     plan = lines(results, measured)
     rows = [
         (
@@ -173,7 +182,16 @@ def terminal(results: Results, measured: Measured = NOTHING) -> str:
     head = ("recipe", "split", "done", "left", "hours each", "hours left", "estimated from")
     sides = ("left", "left", "right", "right", "right", "right", "left")
     drawn = tabulate(rows, head, tablefmt="simple", disable_numparse=True, colalign=sides)
-    return "\n".join([results.grid.title, "", drawn, "", *totals(results, plan)])
+    said = [one_line(results.grid.title), "", drawn, "", *totals(results, plan)]
+    if refused:
+        paths = " ".join(run.metrics.as_posix() for run in refused)
+        said += [
+            "",
+            f"Refused, and so left ({runs_of(len(refused))}):",
+            *(f"  {each}" for each in refused.values()),
+        ]
+        said += [f"Run rm {paths}; {command(results.name)}"]
+    return "\n".join(said)
 
 
 def _basis(line: Line) -> str:
@@ -183,7 +201,7 @@ def _basis(line: Line) -> str:
 
 
 def totals(results: Results, plan: Sequence[Line]) -> list[str]:
-    """The runs, hours and bytes left, as far as they can be told, the free disk, and the command."""
+    """Say how many runs, hours and bytes are left, how much disk is free, and which command goes on."""
     done, left = sum(line.done for line in plan), sum(len(line.left) for line in plan)
     said = [f"Runs: {done} done, {left} left."]
     if not left:
@@ -207,10 +225,10 @@ def totals(results: Results, plan: Sequence[Line]) -> list[str]:
 def _total(what: str, left: int, known: Sequence[tuple[int, Any]], amount: Callable[[], str]) -> str:
     counted = sum(count for count, _ in known)
     if not counted:
-        return f"{what}: cannot be estimated, for no run like these has finished here."
+        return f"{what}: cannot be estimated: no run like these has finished here."
     return f"{what}: {amount()}" if counted == left else f"{what} ({counted} of {runs_of(left)}): {amount()}"
 
 
 def hours(seconds: float) -> str:
-    """ "12.3", and two digits more below one hour."""
+    """Write hours, "12.3", with two more digits below one hour."""
     return f"{seconds / 3600:.1f}" if seconds >= 3600 else f"{seconds / 3600:.3f}"

@@ -1,27 +1,38 @@
-"""results/reference/: what the papers print, and which recipes measure it.
+"""Read results/reference/: what papers print, what their authors' training logs hold, and what measures it.
 
 A folder without results/reference/ has no published figures: its tables show what was measured alone.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any
-
-import yaml
+from pathlib import Path
+from typing import Any, TypeVar
 
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Network, Params
+from semiseg.base.parameters import Network, Params, Share
 from semiseg.base.paths import RESULTS
-from semiseg.base.tree import from_tree
+from semiseg.base.tree import from_tree, read
+from semiseg.report.statistics import Summary, summarise
 
-FIGURES = RESULTS / "reference" / "paper_results.csv"
-TABLES = RESULTS / "reference" / "tables.yaml"
-COLUMNS = (
+FOLDER = RESULTS / "reference"
+PRINTED = FOLDER / "paper_results.csv"
+LOGGED = FOLDER / "peer_logs.csv"
+TABLES = FOLDER / "tables.yaml"
+PRINTED_COLUMNS = (
     *("table", "dataset", "network", "backbone", "pretraining"),
     *("method", "variant", "ratio", "miou", "source"),
 )
+LOGGED_COLUMNS = (
+    *("dataset", "lists", "labelled", "network", "backbone", "crop", "method"),
+    *("evaluation", "validations", "miou_last", "miou_best", "source"),
+)
+
+Cell = tuple[str, str]
+"""A recipe and a split."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Printed:
     source: str
 
     def fits(self, network: Network) -> bool:
-        """Whether ``network`` is the one that the paper trained."""
+        """Return whether ``network`` is the one that the paper trained."""
         head, backbone, pretraining = self.network
         return (head.replace("+", "plus"), backbone, pretraining) == (
             network.head,
@@ -48,8 +59,59 @@ class Printed:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """The last and the best validation in the authors' log of one training."""
+
+    dataset: str
+    lists: str  # the family of labelled lists
+    labelled: str  # a share such as "1/16", a number of images, or "all"
+    network: tuple[str, str]  # head, backbone
+    crop: int  # pixels
+    method: str
+    evaluation: str
+    last: float  # mIoU in [0, 1]
+    best: float
+    source: str
+
+    def fits(self, network: Network, share: Share) -> bool:
+        """Return whether network and labelled list are those of the log."""
+        if self.network != (network.head, network.backbone):
+            return False
+        if self.labelled == "all":
+            return share.ratio == 1
+        if self.lists != share.lists:
+            return False
+        if self.labelled.isdecimal():
+            return share.count == int(self.labelled)
+        return share.ratio == Fraction(self.labelled)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The logs of a method's trainings on one labelled list with one network."""
+
+    trainings: tuple[Logged, ...]
+
+    @property
+    def last(self) -> Summary:
+        """mIoU at the last validation, in [0, 1]."""
+        return _known(each.last for each in self.trainings)
+
+    @property
+    def best(self) -> Summary:
+        """mIoU at the validation that scored highest on the evaluation list, in [0, 1]."""
+        return _known(each.best for each in self.trainings)
+
+
+def _known(values: Iterator[float]) -> Summary:
+    summary = summarise(values)
+    assert summary is not None
+    return summary
+
+
+@dataclass(frozen=True)
 class PaperTable:
-    """One of tables.yaml."""
+    """An entry of tables.yaml."""
 
     title: str
     rows: str  # the value of the column `table` in paper_results.csv
@@ -65,78 +127,107 @@ class _Tables:
 
 @dataclass(frozen=True)
 class Reference:
-    figures: tuple[Printed, ...]  # in the order of paper_results.csv
+    """All published figures."""
+
+    printed: tuple[Printed, ...]  # in the order of paper_results.csv
+    logged: tuple[Logged, ...]  # in the order of peer_logs.csv
     recipes: Mapping[str, str]  # method -> the recipe that measures it
     tables: Mapping[str, PaperTable]
 
     def recipe(self, table: PaperTable, printed: Printed) -> str | None:
-        """The recipe that measures a cell of ``table``; None for what is a published figure only."""
+        """Return the recipe that measures a cell of ``table``; None for a published figure only."""
         return table.recipes.get(printed.variant) if printed.variant else self.recipes.get(printed.method)
 
-    def numbers(self, name: str) -> dict[str, Any]:
-        """All that decides the paper's table ``name``; nothing for a grid that is none."""
-        if name not in self.tables:
-            return {}
-        table = self.tables[name]
-        figures = [asdict(each) for each in self.figures if each.table == table.rows]
-        return {"table": asdict(table), "figures": figures, "recipes": dict(self.recipes)}
+    def printed_beside(self, params: Params, grid: str) -> dict[Cell, Printed]:
+        """Return the main tables' figures with the dataset, share and network of a cell of ``grid``."""
+        found: dict[Cell, Printed] = {}
+        for cell, dataset, network, share in _cells(params, grid):
+            for each in self.printed:
+                if (
+                    not each.variant
+                    and self.recipes.get(each.method) == cell[0]
+                    and (each.dataset, each.ratio) == (dataset, share.ratio)
+                    and each.fits(network)
+                ):
+                    found.setdefault(cell, each)
+        return found
 
-    def beside(
-        self, params: Params, recipes: Sequence[str], splits: Sequence[str]
-    ) -> dict[tuple[str, str], Printed]:
-        """(recipe, split) -> the figure of a main table with the split's dataset, share and network."""
-        found: dict[tuple[str, str], Printed] = {}
-        for split in splits:
+    def logged_beside(self, params: Params, grid: str) -> dict[Cell, Logs]:
+        """Return the logs with the dataset, labelled list and network of a cell of ``grid``."""
+        found = {}
+        for cell, dataset, network, share in _cells(params, grid):
+            logs = tuple(
+                each
+                for each in self.logged
+                if self.recipes.get(each.method) == cell[0]
+                and each.dataset == dataset
+                and each.fits(network, share)
+            )
+            if logs:
+                found[cell] = Logs(logs)
+        return found
+
+    def ingredients(self, params: Params, grid: str) -> dict[str, Any]:
+        """Return all published figures that the table of ``grid`` shows, as plain data."""
+        printed, logged = self.printed_beside(params, grid), self.logged_beside(params, grid)
+        beside: dict[str, Any] = {
+            "printed": {"/".join(cell): asdict(figure) for cell, figure in printed.items()},
+            "logged": {"/".join(cell): asdict(figures) for cell, figures in logged.items()},
+        }
+        if grid not in self.tables:
+            return beside
+        table = self.tables[grid]
+        rows = [asdict(each) for each in self.printed if each.table == table.rows]
+        return {**beside, "table": asdict(table), "rows": rows, "recipes": dict(self.recipes)}
+
+
+def _cells(params: Params, grid: str) -> Iterator[tuple[Cell, str, Network, Share]]:
+    """Yield every cell of a grid, with the dataset, the network and the share of its split."""
+    for recipe in params.grids[grid].recipes:
+        for split in params.grids[grid].splits:
             entry = params.splits[split]
             network = params.protocols[entry.protocol].network
-            for each in self.figures:
-                recipe = None if each.variant else self.recipes.get(each.method)
-                alike = (each.dataset, each.ratio) == (
-                    entry.dataset,
-                    params.share(split).ratio,
-                ) and each.fits(network)
-                if recipe is not None and recipe in recipes and alike:
-                    found.setdefault((recipe, split), each)
-        return found
+            yield (recipe, split), entry.dataset, network, params.share(split)
 
 
 def load() -> Reference:
     """Read results/reference/. Raises UserError naming the line or key that is wrong."""
-    if not FIGURES.exists() and not TABLES.exists():
-        return Reference((), {}, {})
-    try:
-        tree = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-        with FIGURES.open(encoding="utf-8", newline="") as file:
-            figures = _figures(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not found; restore it from git") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{TABLES}: not YAML: {' '.join(str(error).split())}") from None
-    named: _Tables = from_tree(_Tables, tree, str(TABLES))
+    if not FOLDER.exists():
+        return Reference((), (), {}, {})
+    named: _Tables = from_tree(_Tables, read(TABLES), str(TABLES))
+    printed = _rows(PRINTED, PRINTED_COLUMNS, _printed)
+    logged = _rows(LOGGED, LOGGED_COLUMNS, _logged)
     for name, table in named.tables.items():
-        of_table = [each for each in figures if each.table == table.rows]
-        if not of_table:
-            raise UserError(f"{TABLES}: tables: {name}: rows: {FIGURES} has no table '{table.rows}'")
-        unknown = sorted(set(table.recipes) - {each.variant for each in of_table})
-        if unknown:
-            raise UserError(f"{TABLES}: tables: {name}: recipes: {FIGURES} has no variant '{unknown[0]}'")
-    return Reference(figures, named.recipes, named.tables)
+        variants = {each.variant for each in printed if each.table == table.rows}
+        if not variants:
+            raise UserError(f"{TABLES}: tables: {name}: rows: {PRINTED} has no table '{table.rows}'")
+        if unknown := sorted(set(table.recipes) - variants):
+            raise UserError(f"{TABLES}: tables: {name}: recipes: {PRINTED} has no variant '{unknown[0]}'")
+    return Reference(printed, logged, named.recipes, named.tables)
 
 
-def _figures(reader: "csv.DictReader[str]") -> tuple[Printed, ...]:
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{FIGURES}: the columns are not {', '.join(COLUMNS)}; restore it from git")
-    return tuple(_printed(row, f"{FIGURES}: line {reader.line_num}") for row in reader)
-
-
-def _printed(row: Mapping[str, str], key: str) -> Printed:
+def _rows(path: Path, columns: tuple[str, ...], convert: Callable[[Mapping[str, str]], T]) -> tuple[T, ...]:
+    """Read a CSV file. Raises UserError naming the line that ``convert`` refuses with a ValueError."""
     try:
-        ratio = Fraction(1) if row["ratio"] == "full" else Fraction(row["ratio"])
-        percent = float(row["miou"])
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise UserError(f"{key}: ratio or miou is not a number") from None
-    if not 0 < ratio <= 1 or not 0 <= percent <= 100:
-        raise UserError(f"{key}: ratio {row['ratio']} or miou {row['miou']} is out of range")
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != columns:
+                raise UserError(f"{path}: the columns are not {', '.join(columns)}; restore it from git")
+            rows = []
+            for row in reader:
+                try:
+                    rows.append(convert(row))
+                except (TypeError, ValueError, ZeroDivisionError) as error:
+                    raise UserError(f"{path}: line {reader.line_num}: {error}; restore it from git") from None
+            return tuple(rows)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; restore it from git") from None
+
+
+def _printed(row: Mapping[str, str]) -> Printed:
+    ratio = Fraction(1) if row["ratio"] == "full" else Fraction(row["ratio"])
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio {row['ratio']} is out of range")
     return Printed(
         table=row["table"],
         dataset=row["dataset"],
@@ -144,6 +235,30 @@ def _printed(row: Mapping[str, str], key: str) -> Printed:
         method=row["method"],
         variant=row["variant"],
         ratio=ratio,
-        miou=percent / 100,
+        miou=_miou(row["miou"]),
         source=row["source"],
     )
+
+
+def _logged(row: Mapping[str, str]) -> Logged:
+    if row["labelled"] != "all" and not row["labelled"].isdecimal():
+        Fraction(row["labelled"])
+    return Logged(
+        dataset=row["dataset"],
+        lists=row["lists"],
+        labelled=row["labelled"],
+        network=(row["network"], row["backbone"]),
+        crop=int(row["crop"]),
+        method=row["method"],
+        evaluation=row["evaluation"],
+        last=_miou(row["miou_last"]),
+        best=_miou(row["miou_best"]),
+        source=row["source"],
+    )
+
+
+def _miou(percent: str) -> float:
+    value = float(percent)
+    if not 0 <= value <= 100:
+        raise ValueError(f"mIoU {percent} is out of range")
+    return value / 100

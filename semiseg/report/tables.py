@@ -1,7 +1,6 @@
 """Tables of a grid: CSV for programs, Markdown and LaTeX for people, plain text for a terminal."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,14 @@ import pandas as pd
 from tabulate import tabulate
 
 from semiseg.base.files import write_text
-from semiseg.base.parameters import Protocol
-from semiseg.base.paths import RESULTS, Run
-from semiseg.evaluation.record import Record
-from semiseg.report.collect import BASELINE, Pick, Results, Summary, best, command, last
-from semiseg.report.published import Printed
+from semiseg.base.paths import RESULTS
+from semiseg.report import foot
+from semiseg.report.collect import BASELINE, Pick, Results, best, last
+from semiseg.report.markup import escape, one_line, to_plain
+from semiseg.report.reference import Printed
+from semiseg.report.statistics import Summary
 
 NO_GAIN = "–"  # the baseline's own gain; an empty cell means that nothing was run
-CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show the others
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,27 @@ class TextTable:
     names: int = 1
 
     def aligned(self) -> tuple[str, ...]:
-        """left or right for each column."""
+        """Return left or right for each column."""
         return ("left",) * self.names + ("right",) * (len(self.head) - self.names)
 
 
 def write(results: Results) -> list[Path]:
     """Write results/tables/<grid>.csv, .md and .tex; return their paths."""
-    stem = RESULTS / "tables" / results.name
-    texts = {
-        stem.with_suffix(".csv"): csv(results),
-        stem.with_suffix(".md"): markdown(results),
-        stem.with_suffix(".tex"): latex(text_table(results, last)),
-    }
-    for path, text in texts.items():
+    title = results.grid.title
+    return write_files(results.name, csv(results), markdown(results), latex(title, text_table(results, last)))
+
+
+def write_files(name: str, csv_text: str, markdown_text: str, latex_text: str) -> list[Path]:
+    """Write the three files of the table ``name``, which may have dots in it; return their paths."""
+    texts = {"csv": csv_text, "md": markdown_text, "tex": latex_text}
+    written = [RESULTS / "tables" / f"{name}.{kind}" for kind in texts]
+    for path, text in zip(written, texts.values(), strict=True):
         write_text(path, text)
-    return list(texts)
+    return written
 
 
 def cell(summary: Summary | None) -> str:
-    """ "61.3 ± 0.4 (3)": per cent, standard deviation, seeds; empty for what was not run."""
+    """Write per cent, standard deviation and number of labelled sets, "61.3 ± 0.4 (3)"; "" if not run."""
     if summary is None:
         return ""
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
@@ -55,32 +56,39 @@ def cell(summary: Summary | None) -> str:
 
 
 def gain_cell(recipe: str, gain: Summary | None, miou: Summary | None) -> str:
-    """ "+2.1 [+1.7, +2.6]", of two seeds "+2.1 ± 0.3"; and their number where it is not the cell's own."""
+    """Write a gain in points and its interval, "+2.1 [+1.7, +2.6]", and its count if the cell's differs."""
     if gain is None:
         return NO_GAIN if recipe == BASELINE and miou is not None else ""
-    spread = "" if gain.std is None else f" ± {100 * gain.std:.1f}"
-    if gain.interval is not None:
-        spread = f" [{100 * gain.interval[0]:+.1f}, {100 * gain.interval[1]:+.1f}]"
     count = "" if miou is not None and miou.count == gain.count else f" ({gain.count})"
-    return f"{100 * gain.mean:+.1f}{spread}{count}"
+    return f"{100 * gain.mean:+.1f}{interval(gain)}{count}"
 
 
-def published_cell(printed: Printed | None) -> str:
-    """ "71.3"; empty for what was not seen in print."""
+def interval(gain: Summary) -> str:
+    """Write the 95 % interval of a gain in points, " [+1.7, +2.6]"; "" for one labelled set."""
+    if gain.interval is None:
+        return ""
+    low, high = gain.interval
+    return f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def printed_cell(printed: Printed | None) -> str:
+    """Write a published figure, "71.3"; "" if none was seen in print."""
     return "" if printed is None else f"{100 * printed.miou:.1f}"
 
 
 def difference_cell(printed: Printed | None, miou: Summary | None) -> str:
-    """ "+0.4": measured minus published; empty unless there are both."""
+    """Write measured minus published, "+0.4"; "" unless there are both."""
     return "" if printed is None or miou is None else f"{100 * (miou.mean - printed.miou):+.1f}"
 
 
 def text_table(results: Results, pick: Pick) -> TextTable:
-    """Rows recipes; for each split its mIoU, the gain over the baseline and what papers print, if they do."""
-    printed = {split for _, split in results.published}
+    """Lay out a row for each recipe, and for each split its mIoU, gain and published figures, if any."""
+    printed, logged = ({split for _, split in each} for each in (results.printed, results.logged))
     head = ["recipe"]
     for split in results.grid.splits:
-        head += [results.heading(split), "gain", *(("published", "difference") if split in printed else ())]
+        head += [results.heading(split), "gain"]
+        head += ["published", "difference"] if split in printed else []
+        head += ["published best", "published last"] if split in logged else []
     rows = []
     for recipe in results.recipes:
         row = [recipe]
@@ -88,214 +96,114 @@ def text_table(results: Results, pick: Pick) -> TextTable:
             miou = results.miou(recipe, split, pick)
             row += [cell(miou), gain_cell(recipe, results.gain(recipe, split, pick), miou)]
             if split in printed:
-                figure = results.published.get((recipe, split))
-                row += [published_cell(figure), difference_cell(figure, miou)]
+                figure = results.printed.get((recipe, split))
+                row += [printed_cell(figure), difference_cell(figure, miou)]
+            if split in logged:
+                logs = results.logged.get((recipe, split))
+                row += ["", ""] if logs is None else [cell(logs.best), cell(logs.last)]
         rows.append(tuple(row))
     return TextTable(tuple(head), tuple(rows))
 
 
 def tidy(results: Results) -> pd.DataFrame:
-    """One row for each recipe and split; mIoU and gains in [0, 1], empty where nothing was run."""
+    """Return a row for each recipe and split; mIoU and gains in [0, 1], empty where nothing was run."""
     rows = []
     for recipe in results.recipes:
         for split in results.grid.splits:
             runs = results.runs(recipe, split)
-            declared = results.params.splits[split]
-            printed = results.published.get((recipe, split))
+            entry = results.params.splits[split]
+            printed = results.printed.get((recipe, split))
+            logs = results.logged.get((recipe, split))
+            miou, gain = results.miou(recipe, split, last), results.gain(recipe, split, last)
             rows.append(
                 {
                     "recipe": recipe,
                     "method": results.params.recipes[recipe].method,
                     "split": split,
-                    "dataset": declared.dataset,
-                    "ratio": str(results.params.share(split).ratio),
+                    "dataset": entry.dataset,
+                    "share": entry.share,
+                    "ratio": str(results.ratio(split)),
                     "labelled": results.labelled(split),
                     "evaluated_on": results.dataset(split).evaluate,
                     "seeds": len(runs),
                     "seed_list": " ".join(str(run.seed) for run in runs),
-                    **_columns("miou", results.miou(recipe, split, last)),
-                    **_columns("gain", results.gain(recipe, split, last), count=True),
-                    **_interval(results.gain(recipe, split, last)),
+                    "labelled_sets": 0 if miou is None else miou.count,
+                    **_columns("miou", miou),
+                    **_columns("gain", gain),
+                    "gain_labelled_sets": 0 if gain is None else gain.count,
+                    **_interval(gain),
                     **_columns("best_miou", results.miou(recipe, split, best)),
                     **_columns("best_gain", results.gain(recipe, split, best)),
                     "published": None if printed is None else printed.miou,
                     "published_in": None if printed is None else printed.source,
+                    "published_best": None if logs is None else logs.best.mean,
+                    "published_last": None if logs is None else logs.last.mean,
+                    "published_trainings": None if logs is None else len(logs.trainings),
                 }
             )
-    frame = pd.DataFrame(rows)
-    return frame.astype({"labelled": "Int64", "seeds": "Int64", "gain_seeds": "Int64"})
+    whole = ("labelled", "seeds", "labelled_sets", "gain_labelled_sets", "published_trainings")
+    return pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
 
 
-def _columns(name: str, summary: Summary | None, count: bool = False) -> dict[str, float | int | None]:
-    columns: dict[str, float | int | None] = {
+def _columns(name: str, summary: Summary | None) -> dict[str, float | None]:
+    return {
         f"{name}_mean": None if summary is None else summary.mean,
         f"{name}_std": None if summary is None else summary.std,
     }
-    if count:
-        columns[f"{name}_seeds"] = 0 if summary is None else summary.count
-    return columns
 
 
 def _interval(gain: Summary | None) -> dict[str, float | None]:
     low, high = (None, None) if gain is None or gain.interval is None else gain.interval
-    return {"gain_low": low, "gain_high": high}
+    return {"gain_low": low, "gain_high": high, "gain_smallest": None if gain is None else gain.smallest}
 
 
 def csv(results: Results) -> str:
+    """Write the tidy table as CSV."""
     return tidy(results).to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def latex(table: TextTable) -> str:
-    """A booktabs table."""
+def latex(title: str, table: TextTable) -> str:
+    """Write a booktabs table, and its title in a comment."""
     frame = pd.DataFrame(table.rows)
     frame.columns = pd.Index(table.head)
     text = frame.to_latex(
         index=False, escape=True, column_format="".join(side[0] for side in table.aligned())
     )
-    return re.sub(r"(?<=[\s\[])-(?=\d)", "$-$", text).replace("±", r"$\pm$").replace(NO_GAIN, "--")
+    for sign, name in (("<", r"\textless{}"), (">", r"\textgreater{}"), ("|", r"\textbar{}")):
+        text = text.replace(sign, name)
+    text = re.sub(r"(?<=[\s\[])-(?=\d)", "$-$", text).replace("±", r"$\pm$").replace(NO_GAIN, "--")
+    return f"% {one_line(title)}\n{text}"
 
 
 def markdown(results: Results) -> str:
-    """The whole page of a grid: headline, what it rests on, and the best-on-validation table."""
-    parts = [f"# {results.grid.title}", headline(results), drawn_as("pipe", text_table(results, last))]
-    parts += ["\n".join(f"- {note}" for note in notes(results))]
-    said = missing(results)
-    if said:
-        parts += ["\n".join(["Not run yet:", "", *(f"- {line}" for line in said)])]
-    parts += ["## Best on validation", warning(results), drawn_as("pipe", text_table(results, best))]
+    """Write the whole page of a grid: headline, what it rests on, and the best-on-validation table."""
+    parts = [f"# {escape(results.grid.title)}", foot.headline(results)]
+    parts += [drawn_as("pipe", text_table(results, last)), listed(foot.notes(results))]
+    if said := foot.missing(results):
+        parts.append("\n".join(["Not run yet:", "", listed(said)]))
+    parts += ["## Best on validation", foot.warning(results), drawn_as("pipe", text_table(results, best))]
     return "\n\n".join(parts) + "\n"
 
 
+def listed(lines: Iterable[str]) -> str:
+    """Write lines as a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def terminal(results: Results) -> str:
-    """The headline table for a terminal."""
-    table = text_table(results, last)
-    drawn = drawn_as("simple", table)
-    legend = f"Columns: labelled share (images). Cells: mean ± std (seeds). Gain: over {BASELINE}, paired."
-    lines = [results.grid.title, plain(headline(results)), legend, "", drawn]
-    said = missing(results)
-    if said:
-        lines += ["", "Not run yet:", *(f"  {plain(line)}" for line in said)]
+    """Write the headline table for a terminal."""
+    legend = (
+        f"Columns: labelled share (images). Cells: mean ± std (labelled sets). Gain: over {BASELINE}, paired."
+    )
+    lines = [one_line(results.grid.title), to_plain(foot.headline(results)), legend]
+    lines += [to_plain(line) for line in foot.shared_sets(results)]
+    lines += ["", drawn_as("simple", text_table(results, last))]
+    if said := foot.missing(results):
+        lines += ["", "Not run yet:", *(f"  {to_plain(line)}" for line in said)]
     return "\n".join(lines)
 
 
-def plain(text: str) -> str:
-    """Without Markdown's marks."""
-    return text.replace("**", "").replace("`", "")
-
-
 def drawn_as(form: str, table: TextTable) -> str:
-    """In one of tabulate's forms: pipe for Markdown, simple for a terminal."""
-    return tabulate(table.rows, table.head, tablefmt=form, disable_numparse=True, colalign=table.aligned())
-
-
-def headline(results: Results) -> str:
-    """What the numbers are."""
-    return f"mIoU (%) on the {_lists(results)} list at the **last step**, whole images."
-
-
-def notes(results: Results) -> list[str]:
-    """How to read a cell, what the figures are compared with, and what they rest on."""
-    return [reading(results), *compared(results), *setting(results), *origin(results.records.values())]
-
-
-def reading(results: Results) -> str:
-    """How to read a cell."""
-    return (
-        "Columns: labelled share of the training set (labelled images). Cells: mean ± standard deviation "
-        f"over seeds (number of seeds). Gain: difference to {BASELINE} on the same split and seeds; from "
-        "three seeds on with its 95 % interval by bootstrap, which so few make too short. An empty cell was "
-        "not run."
-    )
-
-
-def compared(results: Results) -> list[str]:
-    """Where the published figures are from."""
-    if not results.published:
-        return []
-    sources = ", ".join(dict.fromkeys(each.source for each in results.published.values()))
-    return [
-        f"Published: {sources}, for the same network and labelled share under the paper's own settings. "
-        "Difference: measured minus published; a figure that was not seen in print is an empty cell."
-    ]
-
-
-def setting(results: Results) -> list[str]:
-    """Network, steps and batches of each protocol, and which network is scored."""
-    notes = [describe(name, protocol) for name, protocol in results.protocols().items()]
-    scored: dict[str, list[str]] = {}
-    for run, record in results.records.items():
-        recipes = scored.setdefault(record.headline, [])
-        if run.recipe not in recipes:
-            recipes.append(run.recipe)
-    if len(scored) > 1:
-        said = "; ".join(f"the {headline} of {', '.join(scored[headline])}" for headline in sorted(scored))
-        notes.append(f"Scored network: {said}.")
-    return notes
-
-
-def describe(name: str, protocol: Protocol) -> str:
-    network = protocol.network
-    return (
-        f"Protocol `{name}`: {network.head} on {network.backbone} (weights: {network.weights}, output stride "
-        f"{network.output_stride}), {protocol.steps:,} steps, batch {protocol.labelled_batch} labelled + "
-        f"{protocol.unlabelled_batch} unlabelled, crop {protocol.geometry.crop}, {protocol.precision}."
-    )
-
-
-def origin(records: Iterable[Record]) -> list[str]:
-    """Revisions, devices and days of the runs in a table."""
-    provenances = [record.provenance for record in records]
-    if not provenances:
-        return []
-    return [
-        f"Revision: {_counted(f'`{each.revision}`' for each in provenances)}.",
-        f"Device: {_counted(each.device for each in provenances)}.",
-        f"Date (UTC): {_counted(each.finished[:10] for each in provenances)}.",
-    ]
-
-
-def missing(results: Results) -> list[str]:
-    """Return what was not run and the command that runs it, as at most one line."""
-    runs = results.missing()
-    return [f"{grouped(runs)}. Run `{command(results.name)}`"] if runs else []
-
-
-def warning(results: Results) -> str:
-    """What the second table is, and why it is not the headline."""
-    return (
-        "Not the headline: each run at the step whose network scored highest on the val list, scored on "
-        f"the {_lists(results)} list. Picking a checkpoint with labels that training was not given flatters "
-        "every method."
-    )
-
-
-def _lists(results: Results) -> str:
-    lists = sorted({results.dataset(split).evaluate for split in results.grid.splits})
-    return " or ".join(lists)
-
-
-def _counted(values: Iterable[str]) -> str:
-    """The distinct values, with the number of runs of each where they differ."""
-    counts = Counter(values)
-    if len(counts) == 1:
-        return next(iter(counts))
-    return "; ".join(f"{value} ({runs_of(counts[value])})" for value in sorted(counts))
-
-
-def runs_of(count: int) -> str:
-    """ "1 run", "2 runs"."""
-    return f"{count} run" if count == 1 else f"{count} runs"
-
-
-def grouped(runs: list[Run]) -> str:
-    """ "3 runs: cmb on voc-1_8 (seeds 0, 1), dcc on …", cell by cell, cut short where there are many."""
-    cells: dict[tuple[str, str], list[int]] = {}
-    for run in runs:
-        cells.setdefault((run.recipe, run.split), []).append(run.seed)
-    said = [
-        f"{recipe} on {split} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))})"
-        for (recipe, split), seeds in cells.items()
-    ]
-    if len(said) > CELLS_NAMED:
-        said = [*said[:CELLS_NAMED], f"and {len(said) - CELLS_NAMED} more cells"]
-    return f"{runs_of(len(runs))}: {', '.join(said)}"
+    """Draw a table in one of tabulate's forms: pipe for Markdown, simple for a terminal."""
+    head, *rows = [tuple(map(escape if form == "pipe" else str, row)) for row in (table.head, *table.rows)]
+    return tabulate(rows, head, tablefmt=form, disable_numparse=True, colalign=table.aligned())

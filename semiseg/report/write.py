@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from semiseg.base.parameters import Params
-from semiseg.report import dvc, papers, published, tables
+from semiseg.report import dvc, papers, reference, tables
 from semiseg.report.collect import collect
 
 
 def table(params: Params, name: str) -> tuple[str, list[Path]]:
     """Write the table ``name``, a grid's or a paper's; return it for a terminal, and the paths written."""
-    if name in published.load().tables:
+    if name in reference.load().tables:
         paper = papers.collect(params, name)
         text, written = papers.terminal(paper), papers.write(paper)
     else:

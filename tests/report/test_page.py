@@ -72,7 +72,7 @@ def test_page_has_a_section_for_what_was_run_and_one_for_the_rest(written: str) 
     read = Reader(written)
     assert read.text["h2"] == ["Shapes, all of them", "Without attention"]
     assert "snakemake ablation --cores 8 --resources gpu=4" in read.text["code"]
-    assert {"55.0 ± 7.1 (2)", "60.0 ± 7.1 (2)", "+5.0 ± 0.0"} <= set(read.text["td"])
+    assert {"55.0 ± 7.1 (2)", "60.0 ± 7.1 (2)", "+5.0 [+5.0, +5.0]"} <= set(read.text["td"])
     assert {"4 of 18 runs", "4 of 8 runs"} <= set(read.text["span"])
 
 

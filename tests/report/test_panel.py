@@ -1,5 +1,6 @@
 """The panel of images, truth and predictions, from files."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from semiseg.data.prepared import Layout, write_manifest
 from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect
 from semiseg.report.figures import kinds, panel
+from tests.report.conftest import DATA
 
 Finish = Callable[..., Record]
 IDS = ("one", "two", "three")
@@ -34,6 +36,8 @@ def prepare(params: Params) -> None:
         Image.fromarray(truth).save(folder / "masks" / f"{name}.png")
     (folder / "test.txt").write_text("".join(f"{name}\n" for name in IDS))
     write_manifest(folder, params.datasets["shapes"], Layout(), ("test",), {})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": DATA}))
 
 
 def predict(recipe: str, split: str, seed: int, label: int) -> None:

@@ -13,7 +13,8 @@ from semiseg.base.errors import UserError
 from semiseg.base.parameters import Params
 from semiseg.evaluation import record
 from semiseg.evaluation.record import Record
-from semiseg.report import papers, published, tables
+from semiseg.report import papers, reference
+from semiseg.report.markup import to_plain
 from tests.report.conftest import PARAMS, edited, fabricate
 
 Finish = Callable[..., Record]
@@ -122,20 +123,20 @@ def test_csv_has_a_row_a_figure(measured: Params) -> None:
 
 
 def test_every_paper_table_of_the_project_builds_with_nothing_run(monkeypatch, tmp_path: Path) -> None:
-    params, reference = benchmark(monkeypatch, tmp_path), published.load()
+    params, published = benchmark(monkeypatch, tmp_path), reference.load()
     shown = 0
-    for name, table in reference.tables.items():
+    for name, table in published.tables.items():
         paper = papers.collect(params, name)
         assert [path.name for path in papers.write(paper)] == [
             f"{name}.{kind}" for kind in ("csv", "md", "tex")
         ]
         text = Path(f"results/tables/{name}.md").read_text()
-        for each in reference.figures:
+        for each in published.printed:
             if each.table == table.rows:
                 assert f" {100 * each.miou:.1f} |" in text
                 shown += 1
-        assert tables.plain(papers.headline(paper)) in papers.terminal(paper)
-    assert shown == len(reference.figures)
+        assert to_plain(papers.headline(paper)) in papers.terminal(paper)
+    assert shown == len(published.printed)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_the_runs_of_a_papers_grid_fill_every_row_of_its_authors(
         record.write(fabricate(params, run, 0.5), run.metrics)
     paper = papers.collect(params, name)
     assert papers.missing(paper) == []
-    assert papers._without_runs(paper) == []
+    assert papers.unmeasured(paper) == []
     for row in paper.rows:
         for cell in row.cells.values():
             assert len(paper.finished(cell)) == (3 if cell.printed.method in methods else 0)

@@ -13,7 +13,7 @@ from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
 from semiseg.report import plan
-from semiseg.report.collect import collect
+from semiseg.report.collect import collect, survey
 from tests.report.test_stages import stage
 
 Finish = Callable[..., Record]
@@ -37,12 +37,16 @@ def took(params: Params, finish: Finish) -> Callable[..., Record]:
 
 
 def guess(params: Params, recipe: str) -> plan.Estimate | None:
-    return plan.estimate(params.run(Run(recipe, "small-1_8", 2)), plan._finished())
+    return plan.estimate(params.run(Run(recipe, "small-1_8", 2)), plan.finished())
+
+
+def planned(params: Params, grid: str) -> str:
+    return plan.terminal(*survey(params, grid))
 
 
 def test_nothing_run_is_no_estimate_and_says_so(params: Params) -> None:
     assert guess(params, "cmb") is None
-    text = plan.terminal(collect(params, "main"))
+    text = planned(params, "main")
     assert "Runs: 0 done, 18 left." in text
     assert "Time: cannot be estimated" in text
     assert "Disk: cannot be estimated" in text
@@ -57,13 +61,13 @@ def test_what_was_measured_stands_where_no_finished_run_is_like_it(
     configs = plan.without_estimate(results)
     assert [str(each.run) for each in configs] == [f"{recipe}/small-1_8/0" for recipe in results.recipes]
     measured = {("cmb", "small"): plan.Estimate(3600.0, 2.0**30, "5 steps")}
-    text = plan.terminal(results, measured)
+    text = plan.terminal(results, {}, measured)
     # Six runs of cmb, of an hour and a GiB each; of the two others nothing is known
     assert "Time (6 of 18 runs): 6.0 device-hours" in text
     assert "Disk (6 of 18 runs): 6.00 GiB" in text
     assert "plan.py main --measure" in text
     whole = {(recipe, "small"): measured["cmb", "small"] for recipe in results.recipes}
-    assert "--measure" not in plan.terminal(results, whole)
+    assert "--measure" not in plan.terminal(results, {}, whole)
     for seed in (0, 1, 2):
         took("cmb", "small-1_8", seed, 7200.0)
     after = collect(params, "main")
@@ -127,7 +131,7 @@ def test_totals_of_time_and_disk(params: Params, took: Callable[..., Record]) ->
                 file.truncate(2**30)  # sparse
     rows = {(line.recipe, line.split): line for line in plan.lines(collect(params, "main"))}
     assert (rows[("cmb", "small-1_8")].done, len(rows[("cmb", "small-1_8")].left)) == (2, 1)
-    text = plan.terminal(collect(params, "main"))
+    text = planned(params, "main")
     # Left are one seed of 1/8 and three of full for each: 4 x (0.5 + 2 + 1) hours, 12 x 1 GiB
     assert "Runs: 6 done, 12 left." in text
     assert "Time: 14.0 device-hours of training" in text
@@ -140,7 +144,7 @@ def test_totals_of_time_and_disk(params: Params, took: Callable[..., Record]) ->
 
 def test_every_row_of_a_table_is_planned(params: Params, took: Callable[..., Record]) -> None:
     took("cmb", "small-1_8", 0, 3600.0)
-    text = plan.terminal(collect(params, "ablation"))
+    text = planned(params, "ablation")
     # four recipes, two seeds; all by what cmb took
     assert "Runs: 1 done, 7 left." in text
     assert "Time: 7.0 device-hours" in text
@@ -151,7 +155,7 @@ def test_a_finished_grid_leaves_nothing(params: Params, took: Callable[..., Reco
     for recipe in ("supervised", "cmb", "dcc", "cmb-no_attention"):
         for seed in (0, 1):
             took(recipe, "small-1_8", seed, 60.0)
-    text = plan.terminal(collect(params, "ablation"))
+    text = planned(params, "ablation")
     assert text.endswith("Runs: 8 done, 0 left.")
 
 

@@ -1,23 +1,21 @@
 """Tables of records that were made up, against figures worked out by hand."""
 
 import io
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
-from semiseg.report import tables
-from semiseg.report.collect import collect, interval, last, summarise
+from semiseg.report import foot, tables
+from semiseg.report.collect import collect, last
+from tests.report.conftest import PARAMS, edited
 
 Finish = Callable[..., Record]
 
@@ -29,24 +27,6 @@ def rows(text: str) -> list[list[str]]:
     return [lines[0], *lines[2:]]
 
 
-def test_summary_of_three_figures_uses_n_minus_one() -> None:
-    summary = summarise([0.40, 0.50, 0.60])
-    assert summary is not None
-    assert (summary.mean, summary.std, summary.count) == (pytest.approx(0.5), pytest.approx(0.1), 3)
-    assert summarise([]) is None
-    single = summarise([0.3])
-    assert single is not None
-    assert single.std is None
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
-def test_summary_agrees_with_pandas(values: list[float]) -> None:
-    summary = summarise(values)
-    assert summary is not None
-    assert summary.mean == pytest.approx(pd.Series(values).mean(), abs=1e-12)
-    assert summary.std == pytest.approx(pd.Series(values).std(), abs=1e-7)
-
-
 def test_cells_are_mean_std_count_and_the_paired_gain(params: Params, finish: Finish) -> None:
     for seed, (supervised, cmb) in enumerate([(0.40, 0.44), (0.50, 0.56), (0.60, 0.68)]):
         finish("supervised", "small-1_8", seed, supervised)
@@ -55,9 +35,9 @@ def test_cells_are_mean_std_count_and_the_paired_gain(params: Params, finish: Fi
     head, supervised_row, cmb_row, dcc_row = rows(tables.markdown(collect(params, "main")))
     assert head == ["recipe", "1/8 (20)", "gain", "full", "gain"]
     assert supervised_row == ["supervised", "50.0 ± 10.0 (3)", "–", "", ""]
-    # 44, 56, 68: mean 56, deviations -12, 0, 12: sqrt(288 / 2) = 12; gains 4, 6, 8: of the 27
-    # resamples one is all 4 and one all 8, 3.7 % each, so 95 % runs from end to end
-    assert cmb_row == ["cmb", "56.0 ± 12.0 (3)", "+6.0 [+4.0, +8.0]", "", ""]
+    # 44, 56, 68: mean 56, deviations -12, 0, 12: sqrt(288 / 2) = 12; gains 4, 6, 8: mean 6, deviation 2,
+    # and t(0.975, 2) = 4.303: 4.303 * 2 / sqrt(3) = 4.97
+    assert cmb_row == ["cmb", "56.0 ± 12.0 (3)", "+6.0 [+1.0, +11.0]", "", ""]
     assert dcc_row == ["dcc", "55.0 (1)", "-5.0", "", ""]  # against seed 2 alone, not against the mean
 
 
@@ -67,20 +47,6 @@ def test_gain_says_its_seeds_where_the_baseline_lacks_some(params: Params, finis
         finish("cmb", "small-1_8", seed, 0.60)
     row = rows(tables.markdown(collect(params, "main")))[2]
     assert row[1:3] == ["60.0 ± 0.0 (2)", "+10.0 (1)"]
-
-
-def test_interval_agrees_with_every_resample_counted() -> None:
-    values = [0.01, 0.02, 0.04, 0.09]
-    means = np.array([np.mean(resample) for resample in itertools.product(values, repeat=4)])
-    found = interval(values)
-    assert found == interval(values)
-    assert found is not None
-    # of the 256 resamples' means: 2.5 % lie below the one, above the other, but for the noise of drawing
-    for end, below in zip(found, (0.025, 0.975), strict=True):
-        assert np.mean(means < end - 1e-9) <= below + 0.01
-        assert np.mean(means <= end + 1e-9) >= below - 0.01
-    assert interval([0.1, 0.2]) is None
-    assert interval([0.1, 0.1, 0.1]) == pytest.approx((0.1, 0.1))
 
 
 def test_gain_is_empty_without_a_baseline(params: Params, finish: Finish) -> None:
@@ -101,7 +67,13 @@ def test_csv_holds_the_same_figures_as_fractions(params: Params, finish: Finish)
     assert row["gain_std"] == pytest.approx(0.014142, abs=1e-6)
     assert row["best_miou_mean"] == pytest.approx(0.6)
     assert (row["seeds"], row["seed_list"], row["ratio"]) == (2, "0 1", "1")
-    assert row[["gain_low", "gain_high", "published"]].isna().all()  # two seeds, nothing in print
+    # gains 4 and 6: t(0.975, 1) = 12.706, of which one deviation of sqrt(2) over sqrt(2)
+    assert row[["gain_low", "gain_high"]].tolist() == pytest.approx(
+        [0.05 - 0.12706, 0.05 + 0.12706], abs=1e-5
+    )
+    assert row["gain_smallest"] == pytest.approx(0.12706, abs=1e-5)
+    assert (row["labelled_sets"], row["gain_labelled_sets"], row["share"]) == (2, 2, "full")
+    assert row[["published", "published_best"]].isna().all()
     empty = frame.loc[("dcc", "small-1_8")]
     assert empty["seeds"] == 0
     assert empty[["miou_mean", "miou_std", "gain_mean", "best_miou_mean", "labelled"]].isna().all()
@@ -140,7 +112,7 @@ def test_rows_are_the_grids_recipes_on_its_own_splits_and_seeds(params: Params, 
     assert [row[0] for row in body] == ["supervised", "cmb", "dcc", "cmb-no_attention"]
     assert body[0][1] == "40.0 (1)"
     assert body[3][1:] == ["45.0 (1)", "+5.0"]
-    (missing,) = tables.missing(results)
+    (missing,) = foot.missing(results)
     assert "cmb-no_attention on small-1_8 (seed 1). Run `snakemake ablation " in missing
     assert "supervised on small-1_8 (seed 1)" in missing
 
@@ -152,24 +124,17 @@ def test_the_page_says_what_the_numbers_rest_on(params: Params, finish: Finish) 
     text = tables.markdown(collect(params, "main"))
     first, second = text.split("## Best on validation")
     assert "test list at the **last step**" in first
-    assert "deeplabv3plus on resnet18 (weights: none" in first
+    assert "deeplabv3plus on resnet18 (random weights" in first
     assert "1,500 steps, batch 4 labelled + 6 unlabelled" in first
     assert f"`0123456789abcdef0123456789abcdef01234567` (2 runs); `{'f' * 40}` (1 run)" in first
     assert "A GPU (1 run); One CPU, 2 thread(s) (2 runs)" in first
     assert "2026-03-01 (2 runs); 2026-03-02 (1 run)" in first
     assert "10:00" not in text
+    assert "scored on whole images at their own size" in first
     assert "the student of supervised" in first
     assert "the teacher of cmb" in first
     assert "flatters" in second
     assert rows(second)[2][1] == "53.5 ± 4.9 (2)"  # 57 and 50: 7 / sqrt(2)
-
-
-def test_a_record_of_another_configuration_is_refused(params: Params, finish: Finish) -> None:
-    finish("supervised", "small-1_8", 0, 0.40)
-    finish("cmb", "small-1_8", 1, 0.50, config_sha256="0" * 64)
-    with pytest.raises(UserError, match=r"cmb/small-1_8/1.*restore params.yaml.*snakemake main") as caught:
-        collect(params, "main")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_grid_is_refused(params: Params) -> None:
@@ -199,8 +164,8 @@ def test_latex_is_booktabs_with_its_signs_escaped(params: Params, finish: Finish
     finish("supervised", "small-1_8", 0, 0.5)
     finish("supervised", "small-1_8", 1, 0.6)
     finish("cmb-no_attention", "small-1_8", 0, 0.4)
-    text = tables.latex(tables.text_table(collect(params, "ablation"), last))
-    assert r"\toprule" in text
+    text = tables.latex("100 %", tables.text_table(collect(params, "ablation"), last))
+    assert text.startswith("% 100 %\n\\begin{tabular}{lrr}\n\\toprule\n")
     assert r"cmb-no\_attention & 40.0 (1) & $-$10.0 \\" in text
     assert r"supervised & 55.0 $\pm$ 7.1 (2) & -- \\" in text
     assert text.isascii()
@@ -224,3 +189,56 @@ def test_nothing_in_the_report_imports_torch() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_seeds_that_share_a_labelled_set_count_as_one(params: Params, finish: Finish) -> None:
+    shared = {"labelled_set_sha256": "5" * 64}
+    for seed, (supervised, cmb) in enumerate([(0.40, 0.42), (0.50, 0.56), (0.60, 0.68)]):
+        origin = shared if seed < 2 else {}
+        finish("supervised", "small-1_8", seed, supervised, **origin)
+        finish("cmb", "small-1_8", seed, cmb, **origin)
+    text = tables.markdown(collect(params, "main"))
+    # supervised (40 + 50) / 2 and 60: mean 52.5, deviation 15 / sqrt(2); gains (2 + 6) / 2 = 4 and 8
+    assert rows(text)[1][1] == "52.5 ± 10.6 (2)"
+    assert rows(text)[2][1:3] == ["58.5 ± 13.4 (2)", "+6.0 [-19.4, +31.4]"]
+    (warning,) = [line for line in text.splitlines() if "Warning" in line]
+    assert "seeds 0 and 1 of 1/8 (20)" in warning
+    assert "seeds 0 and 1 of 1/8 (20)" in tables.terminal(collect(params, "main"))
+    frame = pd.read_csv(io.StringIO(tables.csv(collect(params, "main")))).set_index(["recipe", "split"])
+    assert frame.loc["cmb", "small-1_8"][["seeds", "labelled_sets"]].tolist() == [3, 2]
+
+
+def test_with_all_images_labelled_each_seed_counts(params: Params, finish: Finish) -> None:
+    for seed in (0, 1):
+        finish("supervised", "small-full", seed, 0.5 + 0.1 * seed, labelled_set_sha256="5" * 64)
+    text = tables.markdown(collect(params, "main"))
+    assert rows(text)[1][3] == "55.0 ± 7.1 (2)"
+    assert "Warning" not in text
+
+
+def test_the_foot_says_which_interval_and_the_smallest_difference(params: Params, finish: Finish) -> None:
+    finish("supervised", "small-1_8", 0, 0.40)
+    finish("cmb", "small-1_8", 0, 0.50)
+    assert "Intervals" not in tables.markdown(collect(params, "main"))
+    for seed, (supervised, cmb) in enumerate([(0.40, 0.44), (0.50, 0.56), (0.60, 0.68)]):
+        finish("supervised", "small-1_8", seed, supervised)
+        finish("cmb", "small-1_8", seed, cmb)
+    text = tables.markdown(collect(params, "main"))
+    assert "Intervals: paired t" in text
+    assert "1/8 (20): 5.0." in text  # 4.303 * 2 / sqrt(3)
+    many = edited(PARAMS.replace("seeds: [0, 1, 2]", f"seeds: {list(range(10))}"))
+    for seed in range(10):
+        finish("supervised", "small-1_8", seed, 0.5)
+        finish("cmb", "small-1_8", seed, 0.5 + 0.01 * seed)
+    text = tables.markdown(collect(many, "main"))
+    assert "Intervals: percentile bootstrap" in text
+    assert "**" not in text[text.index("| recipe") : text.index("- Columns")]
+
+
+def test_a_name_with_dots_has_files_of_its_own(params: Params) -> None:
+    text = PARAMS.replace("  ablation:\n", "  main.v2:\n").replace("Without attention", "Another")
+    dotted = edited(text)
+    written = [path for name in dotted.grids for path in tables.write(collect(dotted, name))]
+    assert len({path.name for path in written}) == 6
+    assert Path("results/tables/main.md").read_text().startswith("# Shapes")
+    assert Path("results/tables/main.v2.md").read_text().startswith("# Another")

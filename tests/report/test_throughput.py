@@ -11,18 +11,17 @@ import torch
 
 from semiseg.base import parameters
 from semiseg.base.parameters import RunConfig
-from semiseg.base.paths import Run
 from semiseg.data import prepared, splits
+from semiseg.evaluation.score import Scoring
 from semiseg.report import throughput
-from semiseg.training import loop
-from semiseg.training import step as learning
+from semiseg.training import loop, step
 from tests import miniature
 
 CPU = torch.device("cpu")
 
 
 def run(method: str) -> RunConfig:
-    return parameters.load().run(Run(method, "mini-1_4", 0))
+    return parameters.load().run(miniature.run(method))
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,11 +38,11 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("method", miniature.METHODS)
 def test_the_size_is_that_of_the_model_which_a_run_writes(mini_project: Path, method: str) -> None:
-    found = throughput.measure(run(method), CPU)
-    decided = run(method)
-    dataset = prepared.open_dataset("mini", decided.dataset)
-    loop.train(decided, dataset, splits.read("mini-1_4", 0), CPU)
-    assert found.size == pytest.approx((decided.run.artefacts / "model.pt").stat().st_size, rel=0.01)
+    config = run(method)
+    found = throughput.measure(config, CPU)
+    dataset = prepared.open_dataset("mini", config.dataset)
+    loop.train(config, dataset, splits.read(miniature.SPLIT, 0), CPU, Scoring.of(config, CPU))
+    assert found.size == pytest.approx((config.run.artefacts / "model.pt").stat().st_size, rel=0.01)
 
 
 def test_hours_are_the_steps_of_a_run_at_the_measured_speed(
@@ -64,12 +63,12 @@ def test_what_begins_late_in_a_run_is_measured(
 ) -> None:
     logs: list[dict[str, float]] = []
 
-    def learn(*arguments):
-        logged = learning.learn(*arguments)
+    def take_step(*arguments):
+        logged = step.take_step(*arguments)
         logs.append({name: float(value) for name, value in logged.items()})
         return logged
 
-    monkeypatch.setattr(throughput, "learn", learn)
+    monkeypatch.setattr(throughput, "take_step", take_step)
     throughput.measure(run(method), CPU)
     assert len(logs) == throughput.WARM_UP + throughput.STEPS
     assert all(each[late] > 0 for each in logs[throughput.WARM_UP :])
@@ -78,10 +77,10 @@ def test_what_begins_late_in_a_run_is_measured(
 
 
 def test_weights_are_not_fetched(mini_project: Path) -> None:
-    decided = run("supervised")
-    network = dataclasses.replace(decided.protocol.network, weights="absent.pth")
-    decided = dataclasses.replace(decided, protocol=dataclasses.replace(decided.protocol, network=network))
-    assert throughput.measure(decided, CPU).seconds > 0
+    config = run("supervised")
+    network = dataclasses.replace(config.protocol.network, weights="absent.pth")
+    config = dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, network=network))
+    assert throughput.measure(config, CPU).seconds > 0
 
 
 def test_the_stage_measures_only_when_asked_and_writes_nothing(mini_project: Path) -> None:

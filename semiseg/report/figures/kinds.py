@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from semiseg.base.parameters import Params
 from semiseg.base.paths import RESULTS
-from semiseg.report.collect import BASELINE, Results, last, share, summarise
+from semiseg.report.collect import BASELINE, Results, last
 from semiseg.report.figures import ablation, confusion, panel, sheet, training, waterfall
 from semiseg.report.figures.style import NARROWEST, STYLE, look, save
 
@@ -97,7 +97,7 @@ def miou(results: Results) -> Figure:
             axes.set_title(sheet.title(results, splits[0]))
     if curve:
         recipes, splits = sheet.recipes_run(results), sheet.splits_run(results)
-        printed = any(recipe in recipes and split in splits for recipe, split in results.published)
+        printed = any(recipe in recipes and split in splits for recipe, split in results.printed)
         sheet.legend(figure, results.params, recipes, lines=True, published=printed)
     return figure
 
@@ -119,9 +119,9 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             **look(results.params, recipe),
         )
         printed = [
-            (float(results.ratio(split)) * dodge, 100 * results.published[recipe, split].miou)
+            (float(results.ratio(split)) * dodge, 100 * results.printed[recipe, split].miou)
             for split in splits
-            if (recipe, split) in results.published
+            if (recipe, split) in results.printed
         ]
         if printed:
             axes.plot(*np.transpose(printed), **sheet.HOLLOW, **look(results.params, recipe))
@@ -136,8 +136,8 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
 
 
 def _share_label(results: Results, split: str) -> str:
-    labelled, ratio = results.labelled(split), share(results.ratio(split))
-    return ratio if labelled is None else f"{ratio}\n({labelled})"
+    labelled, share = results.labelled(split), results.params.splits[split].share
+    return share if labelled is None else f"{share}\n({labelled})"
 
 
 def _rows(axes: Axes, results: Results, split: str) -> None:
@@ -267,9 +267,8 @@ def _class_rows(
 
 
 def _class_iou(results: Results, recipe: str, split: str, label: str) -> float | None:
-    """In per cent; None where no seed has the class."""
-    ious = [record.score(record.last).iou.get(label) for record in results.runs(recipe, split)]
-    summary = summarise([iou for iou in ious if iou is not None])
+    """Return a class's mean IoU in per cent; None where no run has the class."""
+    summary = results.class_iou(recipe, split, label)
     return None if summary is None else 100 * summary.mean
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from semiseg.base import paths
 from semiseg.base.labels import IGNORE
 from semiseg.data import prepared
-from semiseg.report.collect import BASELINE, Results, share
+from semiseg.report.collect import BASELINE, Results
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
@@ -170,8 +170,7 @@ def _content(results: Results, columns: tuple[str, ...], rows: list[Row]) -> Con
         return None
     split = sheet.fullest_split(results)
     declared = results.dataset(split)
-    title = f"{results.params.splits[split].dataset}, {share(results.ratio(split))} labelled"
-    return Content(title, columns, tuple(rows), declared.classes, declared.background)
+    return Content(sheet.title(results, split), columns, tuple(rows), declared.classes, declared.background)
 
 
 def draw(content: Content) -> Figure:

@@ -1,4 +1,4 @@
-"""What each part adds to a method: from the baseline, recipe by recipe, to the full one."""
+"""Draw what each part adds to a method: from the baseline, recipe by recipe, to the full one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from semiseg.evaluation.record import Record
-from semiseg.report.collect import Results, Summary, summarise
+from semiseg.report.collect import Results, over_sets
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import COLOURS, NARROWEST, look
+from semiseg.report.statistics import Summary
 
 GAIN, LOSS = COLOURS[1], COLOURS[2]  # blue and vermilion
 THICKNESS = 0.62  # of a bar, in rows
@@ -27,9 +28,9 @@ class Level:
 
 
 def draw(results: Results) -> Figure | None:
-    """The steps of the grid's waterfall as bars, each from where the one before ended, a plot for each split.
+    """Draw the steps of the grid's waterfall, each bar from where the last one ended; a plot for each split.
 
-    The totals are marked, not drawn as bars: mIoU is far from zero, where those would have to stand.
+    The totals are marks, not bars: a bar would have to start at zero, far from every mIoU.
     """
     plots = [(split, found) for split in sheet.splits_run(results) if (found := levels(results, split))]
     if not plots:
@@ -47,10 +48,10 @@ def draw(results: Results) -> Figure | None:
 
 
 def levels(results: Results, split: str) -> list[Level]:
-    """The longest part of the chain whose recipes have all run ``split`` on seeds that they share.
+    """Return the longest part of the chain whose recipes have all run ``split`` on seeds that they share.
 
-    The first of several; empty where no two neighbours share a seed. One set of seeds throughout, so the
-    changes add up to the difference of the last level and the first.
+    Among equally long parts the first is taken; without two neighbours that share a seed there is none. All
+    levels are over the same seeds, so the changes add up to the difference of the last and the first level.
     """
     chain = results.grid.waterfall
     for length in range(len(chain), 1, -1):
@@ -58,28 +59,29 @@ def levels(results: Results, split: str) -> list[Level]:
             part = chain[first : first + length]
             columns = _paired([results.runs(recipe, split) for recipe in part])
             if columns[0]:
-                return [_level(part, columns, place) for place in range(length)]
+                pairs = zip([None, *columns], columns, strict=False)
+                return [_level(*pair) for pair in pairs]
     return []
 
 
-def _paired(runs: Sequence[Sequence[Record]]) -> list[list[float]]:
-    """mIoU at the last step of each recipe's ``runs``, by the seeds that all of them have."""
-    by_seed = [{each.seed: each.miou for each in of_recipe} for of_recipe in runs]
+def _paired(runs: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """Return of each recipe's ``runs`` those of the seeds that all recipes have, by seed."""
+    by_seed = [{each.seed: each for each in of_recipe} for of_recipe in runs]
     shared = sorted(set.intersection(*map(set, by_seed)))
-    return [[mious[seed] for seed in shared] for mious in by_seed]
+    return [[found[seed] for seed in shared] for found in by_seed]
 
 
-def _level(part: Sequence[str], columns: Sequence[Sequence[float]], place: int) -> Level:
-    own = summarise(columns[place])
+def _level(before: Sequence[Record] | None, runs: Sequence[Record]) -> Level:
+    own = over_sets((run, run.miou) for run in runs)
     assert own is not None
-    if place == 0:
-        return Level(part[place], own.mean, None)
-    pairs = zip(columns[place], columns[place - 1], strict=True)
-    return Level(part[place], own.mean, summarise([after - before for after, before in pairs]))
+    if before is None:
+        return Level(runs[0].recipe, own.mean, None)
+    change = over_sets((run, run.miou - other.miou) for run, other in zip(runs, before, strict=True))
+    return Level(runs[0].recipe, own.mean, change)
 
 
 def lacking(results: Results) -> str:
-    """Which recipes of the chain were not run, or that they share no seed; "" where all are drawn."""
+    """Return which recipes of the chain were not run, or that they share no seed; "" if all are drawn."""
     chain, splits = results.grid.waterfall, results.grid.splits
     if all(len(levels(results, split)) == len(chain) for split in splits):
         return ""
@@ -108,7 +110,7 @@ def _steps(axes: Axes, found: Sequence[Level]) -> None:
 
 
 def _change(change: Summary) -> str:
-    """ "+1.2 ± 0.3 (3)": points, standard deviation, seeds."""
+    """Write a change in points, its standard deviation and the number of sets: "+1.2 ± 0.3 (3)"."""
     spread = "" if change.std is None else f" ± {100 * change.std:.1f}"
     return f"{100 * change.mean:+.1f}{spread} ({change.count})"
 
@@ -127,7 +129,7 @@ def _total(axes: Axes, place: int, level: Level, style: dict[str, Any]) -> None:
 
 
 def _frame(axes: Axes, found: Sequence[Level]) -> None:
-    """The lines from step to step, the names of the rows, and an axis that does not magnify noise."""
+    """Draw the lines from step to step and the rows' names, on an axis that does not magnify noise."""
     ends = [100 * level.miou for level in found]
     for place, end in enumerate(ends):
         top = place + THICKNESS / 2 if place else 0  # a total has no bar
