@@ -9,6 +9,7 @@ from semiseg.losses.entropy import entropy_loss
 from semiseg.losses.hard_examples import hard_cross_entropy
 from semiseg.losses.pseudo_labels import confident_cross_entropy
 from semiseg.losses.supervised import cross_entropy
+from semiseg.losses.supervised_contrast import supervised_contrastive_loss
 
 __all__ = [
     "bootstrapped_cross_entropy",
@@ -20,4 +21,5 @@ __all__ = [
     "directional_contrastive_loss",
     "entropy_loss",
     "hard_cross_entropy",
+    "supervised_contrastive_loss",
 ]

@@ -1,0 +1,139 @@
+"""Supervised contrast of labelled pixels across images.
+
+Wang, Zhou, Yu, Dai, Konukoglu, Van Gool: Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV
+2021, without its memory bank. Its loss is that of supervised contrastive learning (Khosla et al., NeurIPS
+2020) with another denominator, which is an option. "Released code" is github.com/tfzhou/ContrastiveSeg at
+287e5d30; docs/deviations.md lists where it differs from the paper.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from semiseg.base import checks
+from semiseg.base.parameters import Geometry
+from semiseg.losses import confident_cross_entropy, cross_entropy, supervised_contrastive_loss
+from semiseg.methods import contract
+from semiseg.methods.common import (
+    Colours,
+    CutMix,
+    cut_and_paste,
+    cutmix_boxes,
+    predict,
+    pseudo_labelled,
+    strong_view,
+    weak_view,
+)
+from semiseg.methods.contract import Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models.layers import convolution
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
+from semiseg.models.pixel_samples import hard_and_easy, sampled
+
+REVISION = 1  # raise it when a change alters the numbers of a run
+
+
+@dataclass(frozen=True)
+class Config(contract.Config):
+    """The hyper-parameters of pixel contrast; the defaults follow the paper."""
+
+    # the total loss: cross-entropy + weight x contrast, from a share of the run on
+    weight: float = 0.1  # released code: times temperature / 0.07
+    start_share: float = 1 / 8  # of the run's steps; released code: 5,000 of 40,000
+    # contrast
+    denominator: str = "negatives"  # and the positive itself; or others: all samples, as in SupCon
+    temperature: float = 0.1  # τ; SupCon: 0.07
+    dim: int = 256
+    # samples
+    max_samples: int = 1024  # of a step
+    max_views: int = 100  # of a class in an image; a class with fewer pixels there has none
+    # unlabelled images: not read (none), or FixMatch's loss beside the supervised one
+    unlabelled: str = "none"
+    threshold: float = 0.95  # of FixMatch's pseudo-labels
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 0, "weight")
+        checks.at_least(self, 1, "dim", "max_samples", "max_views")
+        checks.positive(self, "temperature")
+        checks.within(self, 0, 1, "start_share", "threshold")
+        checks.one_of(self, "denominator", "negatives", "others")
+        checks.one_of(self, "unlabelled", "none", "fixmatch")
+
+
+def views(config: Config, geometry: Geometry) -> View | None:
+    """Read no unlabelled images, or their weak view for FixMatch."""
+    return None if config.unlabelled == "none" else weak_view(geometry)
+
+
+class Method(contract.Method):
+    """A network and the projection in which its pixels are compared."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.student = build()
+        channels = self.student.feature_channels
+        self.config = config
+        self.start = config.start_share * task.total_steps
+        self.projection = nn.Sequential(convolution(channels, channels), nn.Conv2d(channels, config.dim, 1))
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        config = self.config
+        features = self.student.features(labelled.images)
+        logits = self.student.classify(features)
+        segmentation = cross_entropy(upsample(logits, size_of(labelled.masks)), labelled.masks)
+        logs = {"supervised": segmentation}
+        if unlabelled is not None:
+            logs["strong"] = self._fixmatch(unlabelled)
+            segmentation = (segmentation + logs["strong"]) / 2
+        contrast, samples = torch.zeros_like(segmentation), torch.zeros_like(segmentation)
+        if step >= self.start:
+            contrast, samples = self._contrast(features, logits, labelled.masks)
+        logs |= {"contrast": contrast, "samples": samples}
+        loss = segmentation + config.weight * contrast
+        return loss, {name: log.detach() for name, log in logs.items()}
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        return {"student": self.student}
+
+    def _contrast(self, features: Tensor, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Contrast a sample of labelled pixels, half of them wrongly predicted; and how many there are."""
+        config, num_classes = self.config, self.student.num_classes
+        embedded = normalize(self.projection(features).float(), dim=1)
+        labels = interpolate(masks[:, None].float(), size_of(features))[:, 0].long()  # the nearest
+        slots = hard_and_easy(
+            labels.flatten(1),
+            logits.argmax(dim=1).flatten(1),
+            num_classes,
+            config.max_samples,
+            config.max_views,
+        ).flatten()
+        samples = sampled(_rows(embedded), slots, config.max_samples)
+        classes = (
+            sampled(labels.flatten()[:, None] + 1, slots, config.max_samples)[:, 0] - 1
+        )  # −1: an empty slot
+        loss = supervised_contrastive_loss(
+            samples,
+            classes,
+            classes >= 0,
+            temperature=config.temperature,
+            denominator=config.denominator,
+        )
+        return loss, (classes >= 0).sum().float()
+
+    def _fixmatch(self, unlabelled: Unlabelled) -> Tensor:
+        """Cross-entropy of a strong view with the confident predictions of the weak one."""
+        images = unlabelled["image"]
+        weak = pseudo_labelled(images, unlabelled["mask"], predict(self.student, images, training=False))
+        strong = weak._replace(images=strong_view(images, Colours()))
+        strong = cut_and_paste(strong, cutmix_boxes(images, CutMix()))
+        return confident_cross_entropy(
+            self.student(strong.images), strong.labels, strong.weights, self.config.threshold
+        )
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B h w, D)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
