@@ -1,0 +1,272 @@
+"""U2PL: unreliable pseudo-labels as negatives.
+
+Wang, Wang, Shen, Fei, Li, Jin, Wu, Zhao, Le: Semi-Supervised Semantic Segmentation Using Unreliable
+Pseudo-Labels, CVPR 2022. "Released code" is github.com/Haochen-Wang409/U2PL at ab3d2be3; docs/deviations.md
+lists where it differs from the paper, and the option for each difference.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from semiseg.base import checks
+from semiseg.base.distributed import gathered, global_mean, summed, uniform
+from semiseg.base.parameters import Geometry, Protocol
+from semiseg.losses import anchor_contrastive_loss, pixel_entropy, reliable_cross_entropy
+from semiseg.losses.unreliable import quantile
+from semiseg.methods import contract
+from semiseg.methods.common import (
+    CutMix,
+    HardExamples,
+    apart,
+    cut_and_paste,
+    cutmix_boxes,
+    predict,
+    pseudo_labelled,
+    supervised_loss,
+    together,
+    weak_view,
+)
+from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.models import teacher
+from semiseg.models.class_queues import ClassQueues
+from semiseg.models.layers import Dropout, convolution
+from semiseg.models.network import SegmentationNetwork, size_of, upsample
+from semiseg.models.pixel_samples import sampled, shuffled
+
+REVISION = 1  # raise it when a change alters the numbers of a run
+
+
+@dataclass(frozen=True)
+class Config(contract.Config):
+    """U2PL's hyper-parameters; the defaults follow the paper."""
+
+    # the total loss: L_s + λ_u L_u + contrast_weight L_c, the latter two from a share of the run on
+    contrast_weight: float = 0.1  # λ_c; released code: 1
+    start_share: float = 1 / 80  # released code: after one of 80 epochs on VOC
+    hard_examples: HardExamples | None = None  # for L_s; released code: on Cityscapes
+    # teacher and pseudo-labels
+    teacher_decay: float = 0.99
+    teacher_mode: str = "train"  # train: its own batch statistics, buffers not averaged; or eval
+    unreliable_share: float = 0.2  # α_0: of the pixels, falls linearly to zero
+    cutmix: CutMix = field(default_factory=lambda: CutMix(area=(0.5, 0.5), aspect=None))
+    # contrast
+    anchors: int = 50  # M of a class; released code: 256
+    negatives: int = 256  # N of an anchor; released code: 50
+    temperature: float = 0.5  # τ
+    confidence: float = 0.3  # δ_p: an anchor is labelled with a larger probability
+    low_rank: int = 3  # r_l: labelled pixels are negatives of the classes of lower ranks, counted from 0
+    high_rank: int = 20  # r_h: unreliable ones are negatives of the classes of ranks r_l to r_h − 1
+    anchor_pixels: str = "reliable"  # of the unlabelled ones; released code: most_reliable, α_t of the pixels
+    centre: str = "anchors"  # what a class's positive is the mean of; released code: all, δ_p apart
+    class_mean: str = "all"  # the contrast's, or over the classes that are present; released code: present
+    dim: int = 256
+    # the bank of negatives
+    bank_size: int = 30_000  # features a class
+    bank_step: int = 2_000  # of them that a step replaces at most
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 0, "contrast_weight")
+        checks.within(self, 0, 1, "start_share", "teacher_decay", "unreliable_share", "confidence")
+        checks.positive(self, "temperature")
+        checks.at_least(self, 1, "anchors", "negatives", "dim", "bank_size", "bank_step")
+        checks.at_least(self, 0, "low_rank", "high_rank")
+        checks.one_of(self, "teacher_mode", "train", "eval")
+        checks.one_of(self, "anchor_pixels", "reliable", "most_reliable")
+        checks.one_of(self, "centre", "anchors", "all")
+        checks.one_of(self, "class_mean", "all", "present")
+        if self.bank_step > self.bank_size:
+            raise ValueError(f"bank_step: {self.bank_step} is above bank_size, {self.bank_size}")
+        if self.low_rank > self.high_rank:
+            raise ValueError(f"low_rank: {self.low_rank} is above high_rank, {self.high_rank}")
+
+    def check(self, protocol: Protocol) -> None:
+        if self.hard_examples is not None:
+            self.hard_examples.check(protocol)
+
+
+def views(config: Config, geometry: Geometry) -> View:
+    """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
+    return weak_view(geometry)
+
+
+class Positions(NamedTuple):
+    """All positions of the labelled and the unlabelled features, as rows."""
+
+    student: Tensor  # (n, D), the student's representations
+    teacher: Tensor  # (n, D), the teacher's, without gradient
+    p: Tensor  # (n, C), the teacher's probabilities
+    labels: Tensor  # (n,) int64, true or pseudo-labels, IGNORE where there is none
+    labelled: Tensor  # (n,) bool, whether the label is true
+    reliable: Tensor  # (n,) bool, of unlabelled ones: they may be anchors
+    unreliable: Tensor  # (n,) bool, of unlabelled ones: they may be negatives
+
+
+class Method(contract.Method):
+    """A student, its moving-average teacher, their representation heads, and a bank of negatives."""
+
+    def __init__(self, build: Build, config: Config, task: Task) -> None:
+        super().__init__()
+        self.student = build()
+        self.config, self.task, self.num_classes = config, task, self.student.num_classes
+        self.start = round(config.start_share * task.total_steps)
+        self.representation = _representation(self.student.feature_channels, config.dim)
+        self.teacher = teacher.frozen_copy(self.student)
+        self.teacher_representation = teacher.frozen_copy(self.representation)
+        self.bank = ClassQueues(self.num_classes, config.bank_size, config.dim)
+
+    def training_step(
+        self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
+    ) -> tuple[Tensor, Logs]:
+        assert unlabelled is not None
+        config = self.config
+        if step < self.start:
+            loss = supervised_loss(self.student(labelled.images), labelled.masks, config.hard_examples)
+            return loss, self._logs(loss)
+
+        # The teacher labels the unlabelled images, and CutMix mixes both.
+        images, padding = unlabelled["image"], unlabelled["mask"]
+        weak = pseudo_labelled(images, padding, predict(self.teacher, images, training=False))
+        mixed = cut_and_paste(weak, cutmix_boxes(images, config.cutmix))
+
+        # Both networks see all images.
+        sizes = len(labelled.images), len(images)
+        joint = together(labelled.images, mixed.images)
+        features = self.student.features(joint)
+        labelled_logits, logits = apart(upsample(self.student.classify(features), size_of(images)), *sizes)
+        teacher_logits, teacher_represented = self._teacher_pass(joint)
+
+        # The least reliable pixels, by the teacher's entropy, are no pseudo-labels.
+        known = mixed.labels != IGNORE
+        entropy = pixel_entropy(upsample(apart(teacher_logits, *sizes)[1], size_of(images)))
+        share = config.unreliable_share * (1 - step / self.task.total_steps)
+        limit = quantile(entropy, known, 1 - share)  # γ_t
+        reliable = known & (entropy < limit)
+        supervised = supervised_loss(labelled_logits, labelled.masks, config.hard_examples)
+        unsupervised = reliable_cross_entropy(logits, mixed.labels, reliable)
+
+        anchoring = reliable
+        if config.anchor_pixels == "most_reliable":
+            anchoring = known & (entropy <= quantile(entropy, known, share))
+        nothing = torch.zeros_like(labelled.masks, dtype=torch.bool)
+        contrast = self._contrast(
+            Positions(
+                _rows(self.representation(features)),
+                _rows(teacher_represented),
+                _rows(torch.softmax(teacher_logits.float(), dim=1)),
+                *(
+                    _at_features(together(*pair), size_of(features))
+                    for pair in (
+                        (labelled.masks, mixed.labels),
+                        (~nothing, torch.zeros_like(known)),
+                        (nothing, anchoring),
+                        (nothing, known & (entropy >= limit)),
+                    )
+                ),
+            )
+        )
+        loss = supervised + unsupervised + config.contrast_weight * contrast
+        return loss, self._logs(supervised, unsupervised, contrast, global_mean(reliable.sum(), known.sum()))
+
+    def after_step(self, step: int) -> None:
+        config = self.config
+        decay = min(1 - 1 / (step - self.start + 1), config.teacher_decay) if step >= self.start else 0.0
+        buffers = config.teacher_mode == "eval" or step < self.start
+        teacher.follow(self.teacher, self.student, decay, buffers=buffers)
+        teacher.follow(self.teacher_representation, self.representation, decay, buffers=buffers)
+
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        return {"teacher": self.teacher, "student": self.student}
+
+    def _logs(self, supervised: Tensor, *others: Tensor) -> Logs:
+        values = (supervised, *others, *[torch.zeros_like(supervised)] * (3 - len(others)))
+        logs = dict(zip(("supervised", "unsupervised", "contrast", "reliable"), values, strict=True))
+        logs["bank"] = self.bank.count.float().mean() / self.config.bank_size
+        return {name: log.detach() for name, log in logs.items()}
+
+    @torch.no_grad()
+    def _teacher_pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the teacher's logits and representations at the features' resolution."""
+        training = self.config.teacher_mode == "train"
+        features = self.teacher.train(training).features(images)
+        return self.teacher.classify(features), self.teacher_representation.train(training)(features)
+
+    # --- contrast -------------------------------------------------------------------------------------
+
+    def _contrast(self, of: Positions) -> Tensor:
+        """Pull each class's anchors to their centre, and push them from the class's negatives."""
+        config, classes = self.config, self.num_classes
+        known = of.labels < classes
+        own = of.p.gather(1, torch.where(known, of.labels, 0)[:, None])[:, 0]
+        candidate = known & (of.labelled | of.reliable)
+        anchor = candidate & (own > config.confidence)
+
+        positives = _centres(of.teacher, candidate if config.centre == "all" else anchor, of.labels, classes)
+        self._bank_negatives(of)
+
+        group = torch.where(anchor, of.labels, classes)
+        place, size = shuffled(group, classes)
+        slots = torch.where(anchor & (place < config.anchors), group * config.anchors + place, -1)
+        anchors = sampled(of.student, slots, classes * config.anchors).unflatten(0, (classes, -1))
+        drawn = torch.arange(config.anchors, device=size.device) < size[:, None]
+        return anchor_contrastive_loss(
+            anchors,
+            drawn & (self.bank.count > 0)[:, None],
+            positives,
+            self.bank.drawn(config.anchors, config.negatives),
+            temperature=config.temperature,
+            mean_over=config.class_mean,
+        )
+
+    @torch.no_grad()
+    def _bank_negatives(self, of: Positions) -> None:
+        """Put a random sample of each class's negatives into its bank.
+
+        A labelled pixel is a negative of the likely classes that it does not belong to, an unreliable one of
+        its unlikely classes (U2PL, equations 15-17).
+        """
+        config, classes = self.config, torch.arange(self.num_classes, device=of.labels.device)
+        rank = of.p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (n, C), from 0
+        wrong = (of.labels != IGNORE)[:, None] & (of.labels[:, None] != classes) & (rank < config.low_rank)
+        unlikely = of.unreliable[:, None] & (rank >= config.low_rank) & (rank < config.high_rank)
+        negative = torch.where(of.labelled[:, None], wrong, unlikely)
+
+        keys = uniform(len(negative), device=negative.device)[:, None]
+        keys, drawn = torch.where(negative, keys, -1).topk(min(config.bank_step, len(negative)), dim=0)
+        rows = gathered(normalize(of.teacher[drawn].float(), dim=2))  # (n, C, D), of all processes
+        keys, drawn = gathered(keys).topk(min(config.bank_step, len(rows)), dim=0)
+        entering = rows[drawn, classes].transpose(0, 1)
+        self.bank.add(entering, (keys >= 0).sum(dim=0))
+
+
+def _representation(inputs: int, dim: int) -> nn.Module:
+    """Two blocks of 3 x 3 convolution, batch norm and ReLU, and a 1 x 1 convolution."""
+    return nn.Sequential(
+        convolution(inputs, dim, 3),
+        Dropout(0.1),
+        convolution(dim, dim, 3),
+        Dropout(0.1),
+        nn.Conv2d(dim, dim, 1),
+    )
+
+
+@torch.no_grad()
+def _centres(rows: Tensor, counted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return the mean of each class's counted rows (n, D): (C, D) float32, zero for a class without any."""
+    member = counted & (labels == torch.arange(num_classes, device=labels.device)[:, None])  # (C, n)
+    with torch.autocast(rows.device.type, enabled=False):
+        sums = summed(member.float() @ rows.float())
+    return sums / summed(member.sum(dim=1, keepdim=True)).clamp(min=1)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B h w, D)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B h w,): the nearest pixel of each feature."""
+    return interpolate(values[:, None].float(), size, mode="nearest").flatten().to(values.dtype)
