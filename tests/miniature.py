@@ -29,8 +29,11 @@ CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
     "cmb": {"ramp_up_steps": 2, "memory_lead_steps": 1, "memory_size": 8, "memory_confidence": 0.2},
     "dcc": {"start_share": 0.0, "threshold": 0.3},
+    "cct": {"ramp_up_share": 0.5, "bootstrapped": True},
     "cps": {"cutmix": {"probability": 1, "area": [0.25, 0.5], "aspect": None, "boxes": 3}},
     "fixmatch": {"threshold": 0.35, "strong_views": 2, "feature_weight": 0.5},
+    "pixel_contrast": {"max_views": 4, "dim": 8},
+    "u2pl": {"anchors": 8, "negatives": 4, "dim": 8, "bank_size": 40, "bank_step": 16, "low_rank": 1},
     "mean_teacher": {"colours": {}, "cutmix": {"probability": 1, "area": [0.5, 0.5], "aspect": None}},
 }
 PROTOCOL: dict[str, Any] = {

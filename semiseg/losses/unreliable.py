@@ -17,7 +17,7 @@ def quantile(values: Tensor, valid: Tensor, share: float) -> Tensor:
     """
     ordered = gathered(torch.where(valid, values, torch.inf).flatten()).sort().values
     place = share * (summed(valid.sum()) - 1).clamp(min=0).double()
-    low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
+    low, high = ordered[torch.stack((place.floor(), place.ceil())).long()].unbind()
     return torch.where(low == high, low, torch.lerp(low, high, place.frac().to(low.dtype)))
 
 

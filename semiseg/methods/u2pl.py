@@ -173,7 +173,9 @@ class Method(contract.Method):
 
     def after_step(self, step: int) -> None:
         config = self.config
-        decay = min(1 - 1 / (step - self.start + 1), config.teacher_decay) if step >= self.start else 0.0
+        decay = 0.0
+        if step >= self.start:
+            decay = teacher.true_average_decay(step - self.start, config.teacher_decay)
         buffers = config.teacher_mode == "eval" or step < self.start
         teacher.follow(self.teacher, self.student, decay, buffers=buffers)
         teacher.follow(self.teacher_representation, self.representation, decay, buffers=buffers)

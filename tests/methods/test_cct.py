@@ -16,10 +16,12 @@ from semiseg.losses.bootstrapped import bootstrap_threshold
 from semiseg.methods import cct
 from semiseg.methods.cct import FAMILIES, Config, Method
 from semiseg.methods.contract import IGNORE, Labelled, Rates, Task
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Backbone, SegmentationNetwork
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS = 4, 2, 32, 1000
+STEP = 500
 RECORDING = Path(__file__).parents[1] / "recordings" / "cct_4_steps.npz"
 
 
@@ -47,7 +49,7 @@ def batch() -> tuple[Labelled, dict[str, Tensor]]:
     return Labelled(images[0], masks), {"image": images[1], "mask": torch.zeros(BATCH, CROP, CROP)}
 
 
-def take_step(method: Method, step: int = STEPS // 2) -> tuple[Tensor, dict[str, float]]:
+def take_step(method: Method, step: int = STEP) -> tuple[Tensor, dict[str, float]]:
     torch.manual_seed(step)
     loss, logs = method.training_step(*batch(), step)
     return loss, {name: float(log) for name, log in logs.items()}
@@ -209,6 +211,17 @@ def test_sub_pixel_decoders_predict_at_the_images_size() -> None:
         Method(lambda: tiny_network(CLASSES, 8, 6), Config(decoder="subpixel"), Task(10, 4, 0))
 
 
+@pytest.mark.parametrize("options", [{}, {"bootstrapped": True, "decoder": "subpixel", "draws": "batch"}])
+def test_a_step_never_waits_for_the_device(options: dict[str, Any]) -> None:
+    method = learner(**options)
+    take_step(method)
+    with Waits() as waits:
+        loss, _ = method.training_step(*batch(), STEP)
+        loss.backward()
+        method.after_step(STEP)
+    assert waits.found == set()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -251,7 +264,7 @@ class SubPixel(nn.Module):
 
 
 def recorded_network() -> SegmentationNetwork:
-    class Part(nn.Module):
+    class Part(Backbone):
         def __init__(self, *layers: nn.Module) -> None:
             super().__init__()
             self.layers = nn.Sequential(*layers)

@@ -11,6 +11,7 @@ from semiseg.losses import cross_entropy, supervised_contrastive_loss
 from semiseg.methods import pixel_contrast
 from semiseg.methods.contract import IGNORE, Labelled, Task
 from semiseg.methods.pixel_contrast import Config, Method
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS = 4, 2, 32, 1000
@@ -124,6 +125,17 @@ def test_beside_fixmatch_the_two_cross_entropies_are_halved() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     _, logs = take_step(learner(unlabelled="fixmatch", threshold=1.0))
     assert logs["strong"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"unlabelled": "fixmatch", "denominator": "others"}])
+def test_a_step_never_waits_for_the_device(options: dict[str, Any]) -> None:
+    method = learner(**options)
+    take_step(method)
+    with Waits() as waits:
+        loss, _ = method.training_step(labelled(), unlabelled() if options else None, STEP)
+        loss.backward()
+        method.after_step(STEP)
+    assert waits.found == set()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from semiseg.methods.common import CutMix, apart, together
 from semiseg.methods.contract import IGNORE, Labelled, Task
 from semiseg.methods.u2pl import Config, Method
 from semiseg.models import teacher
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS, DIM = 6, 2, 32, 1000, 8
@@ -289,6 +290,19 @@ def test_cutmix_moves_the_loss_of_pseudo_labels_alone() -> None:
     mixed = CutMix(probability=1.0, area=(0.5, 0.5), aspect=None)
     (_, before), (_, after) = take_step(learner()), take_step(learner(cutmix=mixed))
     assert before["unsupervised"] != after["unsupervised"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"anchor_pixels": "most_reliable", "teacher_mode": "eval", "centre": "all"}]
+)
+def test_a_step_never_waits_for_the_device(options: dict[str, Any]) -> None:
+    method = learner(**options)
+    take_step(method)
+    with Waits() as waits:
+        loss, _ = method.training_step(*batch(), STEP)
+        loss.backward()
+        method.after_step(STEP)
+    assert waits.found == set()
 
 
 @pytest.mark.parametrize(
