@@ -14,6 +14,7 @@ from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources, splits, summary
 from semiseg.data.decoding import decode_image, decode_mask
+from semiseg.stages import Stages, Wildcards
 from tests import miniature, releases
 
 OWN = parameters.Dataset("folder", ("nothing", "thing"), options={"path": "mine"})
@@ -288,6 +289,17 @@ def test_a_folder_that_was_only_touched_gives_the_same_manifest(own: Path) -> No
     assert Path("data/own/manifest.json").read_bytes() == before
     Path("data/own/origin.json").write_text("{")
     assert sources.prepare("own", OWN).digest == json.loads(before)["digest"]
+
+
+def test_both_engines_notice_a_change_in_the_folder(own: Path) -> None:
+    tree = json.loads(json.dumps(miniature.PARAMS))
+    tree["datasets"]["mini"] |= {"source": "folder", "options": {"path": "mine"}}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    stages, mini = Stages(parameters.load()), Wildcards(dataset="mini")
+    before = stages.download(mini)
+    assert stages.download(mini) == before
+    (own / "images/b.png").write_bytes(releases.picture("other", "PNG", (2, 3)))
+    assert stages.download(mini) != before
 
 
 def test_a_prepared_dataset_outlives_its_folder(own: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from semiseg.base import parameters
-from semiseg.data import splits
+from semiseg.data import prepared, splits
 from semiseg.data.archives import Download
 from semiseg.data.families import FAMILIES, Family, File
 from semiseg.data.sources import cityscapes, voc
@@ -26,7 +26,7 @@ LABELLED = ["2008_000002", "2007_000039"]
 
 def params() -> dict[str, object]:
     tree = deepcopy(miniature.PARAMS)
-    protocol = {**tree["protocols"]["mini"], "steps": 2, "validate_every": 2, "image_cache_mib": 1}
+    protocol = {**tree["protocols"]["mini"], "steps": 4, "validate_every": 2, "image_cache_mib": 1}
     names = parameters.load(Path(miniature.PIPELINE).parent / "params.yaml").datasets
     datasets = {
         "voc": {
@@ -43,16 +43,16 @@ def params() -> dict[str, object]:
     for name in ("voc", "cityscapes"):
         datasets[name]["classes"] = list(names[name].classes)
     datasets["own"]["options"] = {"path": "mine"}
+    shares = {"voc": {"count": 2, "lists": "dcc"}, "cityscapes": {}, "own": {"count": 2}}
+    for name, share in shares.items():
+        datasets[name]["shares"] = {"1/3": share}
+    grid = {"recipes": miniature.METHODS, "shares": ["1/3"], "seeds": [SEED]}
     return {
-        "datasets": datasets,
-        "protocols": {"mini": protocol},
-        "splits": {
-            f"{name}-1_3": {"dataset": name, "protocol": "mini", "ratio": "1/3", **family}
-            for name, family in {"voc": {"family": "dcc"}, "cityscapes": {}, "own": {"count": 2}}.items()
-        },
+        "default": list(datasets),
+        "grids": {name: {**grid, "title": name, "protocol": name} for name in datasets},
         "recipes": tree["recipes"],
-        "grids": {},
-        "families": {"dcc": {"address": "", "sha256": {}}},
+        "protocols": {name: {**protocol, "dataset": name} for name in datasets},
+        "datasets": datasets,
     }
 
 
@@ -106,7 +106,7 @@ def test_every_method_trains_on_it_from_nothing(
     stage("download", dataset)
     stage("verify", dataset)
     stage("split", split, str(SEED))
-    lists = splits.read(split, SEED)
+    lists, config = splits.read(split, SEED), parameters.load().datasets[dataset]
     assert len(lists.labelled) == 2
     assert len(lists.unlabelled) == images - 2
     if dataset == "voc":
@@ -118,11 +118,12 @@ def test_every_method_trains_on_it_from_nothing(
         stage("train", method, split, str(SEED))
         stage("evaluate", method, split, str(SEED))
         written = record.read(Path("results/runs", method, split, str(SEED), "metrics.json"))
-        assert (written.dataset, written.labelled, written.last.step) == (dataset, 2, 2)
+        assert (written.dataset, written.labelled, written.last.step) == (dataset, 2, 4)
         assert 0 <= written.miou <= 1
-        assert len(written.last.student.iou) == classes
-        assert written.provenance.split_sha256 == lists.sha256
+        assert len(written.score(written.last).iou) == classes
+        assert written.provenance.data_sha256 == prepared.open_dataset(dataset, config).digest
         assert written.provenance.labelled_sha256 == splits.digest(lists.labelled)
+        assert written.provenance.labelled_set_sha256 == lists.labelled_set_sha256
 
 
 def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,13 +136,16 @@ def test_without_cityscapes_only_its_runs_stop(tmp_path: Path, monkeypatch: pyte
             f"import sys\nif sys.argv[1] == 'cityscapes':\n    exec({real!r})\n    sys.exit()\n{project.STUB}"
         )
         tree = yaml.safe_load((place / "params.yaml").read_text())
+        tree["default"] = ["voc", "cityscapes", "demo"]
         tree["grids"] = {
-            grid: {"title": grid, "recipes": ["supervised"], "splits": [split], "seeds": [0]}
-            for grid, split in {
-                "voc": "voc-1_8",
-                "cityscapes": "cityscapes-1_8",
-                "demo": "shapes-1_20",
-            }.items()
+            name: {
+                "title": name,
+                "protocol": name,
+                "shares": [share],
+                "recipes": ["supervised"],
+                "seeds": [0],
+            }
+            for name, share in {"voc": "1/8", "cityscapes": "1/8", "demo": "1/20"}.items()
         }
         (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         project.succeed(place, "pipeline.dvc_stages")
