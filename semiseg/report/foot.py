@@ -17,7 +17,6 @@ from semiseg.report.statistics import BOOTSTRAP_FROM
 from semiseg.report.trust import command
 
 CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show the others
-WEIGHTS = {"none": "random weights", "imagenet": "ImageNet weights", "coco": "COCO weights"}
 
 
 def headline(results: Results) -> str:
@@ -159,14 +158,14 @@ def describe(name: str, protocol: Protocol) -> str:
 
 
 def weights_source(network: Network) -> str:
-    """Say where a network's first weights come from: a named release and its digest, or a file's digest."""
+    """Say where a network's first weights come from, and which digits identify them."""
     if network.weights == "none":
-        return WEIGHTS["none"]
-    file = weights.TORCHVISION.get((network.weights, network.backbone))
-    if file is not None:
-        return f"{WEIGHTS[network.weights]}, torchvision's `{file}`"
-    known = WEIGHTS.get(network.weights, "weights of a file")
-    return f"{known}, sha256 `{weights.digest(network.weights, network.backbone)[:12]}`"
+        return "random weights"
+    sha256 = weights.digest(network.weights, network.backbone)[:12]
+    published = weights.PUBLISHED.get((network.weights, network.backbone))
+    if published is None:
+        return f"weights of a file, sha256 `{sha256}`"
+    return f"{network.weights} weights of {published.package or 'torchvision'}, sha256 `{sha256}`"
 
 
 def scoring(evaluation: Evaluation) -> str:
