@@ -89,7 +89,7 @@ def predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation
         images = resize(images, smaller, InterpolationMode.BILINEAR, antialias=True)
     pixels = images.float().div_(255).contiguous(memory_format=torch.channels_last)
     if evaluation.window is None:
-        return upsample(network.classify(network.features(pixels)), size)
+        return network.logits(network.features(pixels), size)
     assert evaluation.stride is not None
     scores = _by_windows(
         network, pixels, evaluation.window, max(1, int(evaluation.window * evaluation.stride))

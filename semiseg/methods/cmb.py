@@ -29,7 +29,7 @@ from semiseg.methods.common import ramp_up, weak_view
 from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
-from semiseg.models.network import SegmentationNetwork, size_of, upsample
+from semiseg.models.network import SegmentationNetwork, size_of
 from semiseg.models.pixel_heads import ClassAttention, PixelHead
 
 REVISION = 1  # raise it when a change alters the numbers of a run
@@ -297,12 +297,12 @@ class Method(contract.Method):
     def _student(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decoder's features, and logits (float32) at the images' size."""
         features = self.student.features(images)
-        return features, upsample(self.student.classify(features), size_of(images))
+        return features, self.student.logits(features, size_of(images))
 
     def _teacher(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the decoder's features, and the predicted class and its probability at the images' size."""
         features = self.teacher.features(images)
-        logits = upsample(self.teacher.classify(features), size_of(images))
+        logits = self.teacher.logits(features, size_of(images))
         confidence, labels = torch.softmax(logits, dim=1).max(dim=1)
         return features, labels, confidence
 

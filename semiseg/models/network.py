@@ -40,6 +40,7 @@ class SegmentationNetwork(nn.Module):
     ``backbone`` maps normalised images to ``Maps``, ``decoder`` maps these to features (B, feature_channels,
     h, w) at ``feature_stride`` pixels a position, and ``classifier`` maps features to ``num_classes``
     channels. Images are RGB in [0, 1]; the network normalises them as its backbone wants them.
+    ``align_corners`` says how it interpolates.
     """
 
     mean: Tensor
@@ -54,6 +55,7 @@ class SegmentationNetwork(nn.Module):
         num_classes: int,
         feature_channels: int,
         feature_stride: int,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -62,6 +64,7 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.feature_channels = feature_channels
         self.feature_stride = feature_stride
+        self.align_corners = align_corners
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
 
@@ -84,14 +87,18 @@ class SegmentationNetwork(nn.Module):
         """Return the decoder's features (B, feature_channels, h, w) of images (B, 3, H, W)."""
         return self.decode(self.encode(images))
 
+    def logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return class logits (B, C, H, W) float32 of features, interpolated to ``size`` (H, W)."""
+        return upsample(self.classify(features), size, self.align_corners)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits (B, C, H, W) float32 at the images' own size."""
-        return upsample(self.classify(self.features(images)), size_of(images))
+        return self.logits(self.features(images), size_of(images))
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Interpolate logits (B, C, h, w) bilinearly to ``size`` (H, W), in float32."""
-    return interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    return interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)
 
 
 def size_of(images: Tensor) -> tuple[int, int]:

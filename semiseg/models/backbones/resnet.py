@@ -1,6 +1,6 @@
 """torchvision's ResNets without their classifier, at output stride 16 or 8."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torchvision
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class ResNet(Backbone):
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         return low, self.layer4(self.layer3(self.layer2(low)))
 
+    def set_multi_grid(self, rates: Sequence[int]) -> None:
+        """Multiply the dilation of the blocks of layer4 by ``rates`` (Chen et al., DeepLabv3, 2017).
+
+        A ResNet-18 has two blocks there, and takes the first two rates.
+        """
+        for block, rate in zip(self.layer4, rates, strict=False):
+            _set_dilation(block, rate * 32 // self.output_stride)
+
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Leave out the classifier fc."""
         return {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
@@ -65,6 +73,11 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
             continue
         strided = convolution.stride == (2, 2)
         convolution.stride = (1, 1)
-        if convolution.kernel_size == (3, 3):
-            rate = dilation if strided else 2 * dilation
-            convolution.dilation = convolution.padding = (rate, rate)
+        _set_dilation(convolution, dilation if strided else 2 * dilation)
+
+
+def _set_dilation(module: nn.Module, dilation: int) -> None:
+    """Dilate every 3x3 convolution of ``module`` and keep the size of its output."""
+    for convolution in module.modules():
+        if isinstance(convolution, nn.Conv2d) and convolution.kernel_size == (3, 3):
+            convolution.dilation = convolution.padding = (dilation, dilation)

@@ -11,36 +11,52 @@ LOW_LEVEL_CHANNELS = 48
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # output stride -> atrous rates
 
 
-def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
-    """Features (B, channels, H/4, W/4), sizes rounded up; the paper's width is 256.
+def network(
+    backbone: Backbone,
+    channels: int,
+    num_classes: int,
+    *,
+    decoder_dropout: float = 0.0,
+    align_corners: bool = False,
+) -> SegmentationNetwork:
+    """Return DeepLabv3+; features are (B, channels, H/4, W/4), sizes rounded up, and 256 wide in the paper.
 
-    The paper does not speak of dropout. It stands where both methods' released codes have it: 0.5 behind
-    the pyramid, 0.1 before the classifier (SemiSeg-Contrastive model/deeplabv3.py; Context-Aware-Consistency
-    models/modeling/aspp.py, models/model.py). The latter's third, between the decoder's convolutions, is
-    left out.
+    The paper does not mention dropout. It follows the code released with CMB and with DCC: 0.5 behind the
+    pyramid, 0.1 before the classifier (SemiSeg-Contrastive model/deeplabv3.py 35, 106;
+    Context-Aware-Consistency models/modeling/aspp.py 62, models/model.py 40). Only DCC's has
+    ``decoder_dropout``, between the decoder's convolutions.
     """
     return SegmentationNetwork(
         backbone,
-        Decoder(backbone, channels),
+        Decoder(backbone, channels, decoder_dropout, align_corners),
         nn.Sequential(Dropout(0.1), nn.Conv2d(channels, num_classes, 1)),
         num_classes=num_classes,
         feature_channels=channels,
         feature_stride=4,
+        align_corners=align_corners,
     )
 
 
 class Decoder(nn.Module):
-    def __init__(self, backbone: Backbone, channels: int) -> None:
+    """Joins the pyramid's output with the map at stride 4: (B, channels, H/4, W/4)."""
+
+    def __init__(
+        self, backbone: Backbone, channels: int, dropout: float = 0.0, align_corners: bool = False
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.pyramid = AtrousPyramid(backbone.channels[-1], channels, RATES[backbone.output_stride])
         self.low_level = convolution(backbone.channels[0], LOW_LEVEL_CHANNELS)
-        self.refine = nn.Sequential(
-            convolution(channels + LOW_LEVEL_CHANNELS, channels, 3), convolution(channels, channels, 3)
-        )
+        first = convolution(channels + LOW_LEVEL_CHANNELS, channels, 3)
+        if dropout:
+            first.append(Dropout(dropout))
+        self.refine = nn.Sequential(first, convolution(channels, channels, 3))
 
     def forward(self, maps: Maps) -> Tensor:
         low = self.low_level(maps[0])
-        high = interpolate(self.pyramid(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
+        high = interpolate(
+            self.pyramid(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=self.align_corners
+        )
         features: Tensor = self.refine(torch.cat([high, low], dim=1))
         return features
 
