@@ -57,7 +57,7 @@ PROTOCOL: dict[str, Any] = {
         "power": 0.9,
         "clip_norm": 5.0,
     },
-    "evaluation": {"long_side": None, "window": None, "stride": None},
+    "evaluation": {"long_side": None, "window": None, "stride": None, "recalibrate": None},
     "labelled_batch": 2,
     "unlabelled_batch": 2,
     "steps": STEPS,

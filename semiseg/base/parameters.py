@@ -160,9 +160,11 @@ class Evaluation:
     long_side: int | None  # pixels; logits are brought back to the mask's size. null: the image's own size
     window: int | None  # pixels, the side of a sliding window. null: whole images
     stride: float | None  # of the window, as a share of its side
+    # batches of labelled crops from which batch norm's statistics are estimated anew. null: as trained
+    recalibrate: int | None
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "long_side", "window")
+        checks.at_least(self, 1, "long_side", "window", "recalibrate")
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride: give both, or neither")
         if self.stride is not None and not 0 < self.stride <= 1:
@@ -202,10 +204,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method (a file of semiseg/methods/) with one set of options for its Config."""
+    """A method (a file of semiseg/methods/) with one set of options for its Config.
+
+    A recipe may change fields of the protocol's network and scoring, to follow a release or to measure what
+    such a field does; its row is then not held equal to the others in them.
+    """
 
     method: str
     options: Options = field(default_factory=dict)
+    network: Options = field(default_factory=dict)
+    evaluation: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -338,7 +346,7 @@ class Params:
         split = look_up(self.splits, run.split, "splits")
         if run.seed < 0:
             raise UserError(f"{run}: a seed is not negative")
-        protocol, dataset = self.protocols[split.protocol], self.datasets[split.dataset]
+        protocol, dataset = self._protocol(run.recipe, split.protocol), self.datasets[split.dataset]
         files = {
             "loop": LIBRARY / "training" / "loop.py",
             "method": LIBRARY / "methods" / f"{recipe.method}.py",
@@ -355,6 +363,16 @@ class Params:
             options={**protocol.methods.get(recipe.method, {}), **recipe.options},
             weights_sha256=weights.digest(protocol.network.weights, protocol.network.backbone),
             revisions={name: revision(file) for name, file in files.items()},
+        )
+
+    def _protocol(self, recipe_name: str, protocol_name: str) -> Protocol:
+        """Return a protocol with the fields that the recipe changes."""
+        recipe, protocol = self.recipes[recipe_name], self.protocols[protocol_name]
+        key = f"params.yaml: recipes: {recipe_name}"
+        return dataclasses.replace(
+            protocol,
+            network=_changed(protocol.network, recipe.network, f"{key}: network"),
+            evaluation=_changed(protocol.evaluation, recipe.evaluation, f"{key}: evaluation"),
         )
 
     def grids_of(self, run: paths.Run) -> list[str]:
@@ -412,7 +430,8 @@ def load(path: Path = paths.PARAMS) -> Params:
 def _recipes(tree: Mapping[Any, Any], key: str) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield each recipe by name: a method by its own, a variant as "<method>-<variant>".
 
-    An entry with the keys ``method`` and ``options`` is a recipe with a name of its own.
+    An entry with the keys ``method`` and ``options`` is a recipe with a name of its own. Among the options of
+    a variant, ``network`` and ``evaluation`` stand for the recipe's changes of the protocol.
     """
     for name, entry in tree.items():
         if not isinstance(entry, Mapping):
@@ -424,7 +443,9 @@ def _recipes(tree: Mapping[Any, Any], key: str) -> Iterable[tuple[str, dict[str,
         for variant, options in entry.items():
             if not isinstance(options, Mapping):
                 raise UserError(f"{key}: {name}: {variant}: expected a map of options, found {options!r}")
-            yield f"{name}-{variant}", {"method": str(name), "options": dict(options)}
+            own = {kind: options[kind] for kind in ("network", "evaluation") if kind in options}
+            rest = {option: value for option, value in options.items() if option not in own}
+            yield f"{name}-{variant}", {"method": str(name), "options": rest, **own}
 
 
 def _by_name(key: str, entries: Iterable[tuple[str, T]]) -> dict[str, T]:
@@ -435,6 +456,12 @@ def _by_name(key: str, entries: Iterable[tuple[str, T]]) -> dict[str, T]:
             raise UserError(f"params.yaml: {key}: two give the name '{name}'; rename one of them")
         found[name] = entry
     return found
+
+
+def _changed(config: T, changes: Options, key: str) -> T:
+    """Return a dataclass with other values of some fields, checked as params.yaml's are."""
+    changed: T = from_tree(type(config), {**vars(config), **changes}, key)
+    return changed
 
 
 def canonical(config: object) -> str:
@@ -492,6 +519,10 @@ def _check_references(params: Params) -> None:
             _check_known(method, files_of("methods"), f"{key}: methods")
     for name, recipe in params.recipes.items():
         _check_known(recipe.method, files_of("methods"), f"recipes: {name}")
+        if "head" in recipe.network:
+            _check_known(
+                recipe.network["head"], files_of("models", "heads"), f"recipes: {name}: network: head"
+            )
     for kind in ("datasets", "protocols", "recipes", "grids", "splits"):
         check_names(kind, getattr(params, kind))
     for name, grid in params.grids.items():

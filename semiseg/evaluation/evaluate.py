@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text, written_whole
@@ -22,14 +23,16 @@ from semiseg.data import splits
 from semiseg.data.palette import voc_palette
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
-from semiseg.data.streams import evaluation_images
+from semiseg.data.streams import Images, evaluation_images, labelled_batches
 from semiseg.evaluation.metrics import confusion_matrix, mean_iou
 from semiseg.evaluation.record import Provenance, Record, Scores
 from semiseg.evaluation.score import Scoring, score
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint
+from semiseg.training.batches import on_device
 from semiseg.training.checkpoint import Identity
+from semiseg.training.step import seed_everything
 
 REVISION = 1  # raise it when a change alters a record's figures for the same networks
 HISTORY_ROWS = 100  # of the short history, and one more for each validation
@@ -48,6 +51,9 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         for moment in ("last", "best")
         for name, state in model[moment].items()
     }
+    if config.protocol.evaluation.recalibrate is not None:
+        for network in networks.values():
+            recalibrate(network, config, dataset, split, device)
     headline = next(iter(model["last"]))
     num_classes = len(config.dataset.classes)
     mious: dict[str, float] = {}
@@ -90,6 +96,29 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         ),
         confusion=tuple(map(tuple, matrices[f"last.{headline}"].tolist())),
     )
+
+
+def recalibrate(
+    network: SegmentationNetwork,
+    config: RunConfig,
+    dataset: PreparedDataset,
+    split: Split,
+    device: torch.device,
+) -> None:
+    """Estimate batch norm's statistics anew, as the mean over the labelled crops of the run's first steps.
+
+    The protocol's evaluation says how many steps. A method whose last batches are not like the images that
+    are scored, such as strong views, leaves other statistics behind.
+    """
+    protocol, steps = config.protocol, config.protocol.evaluation.recalibrate
+    assert steps is not None
+    crops = labelled_batches(
+        Images(dataset), split.labelled, protocol.geometry,
+        protocol.labelled_batch, config.run.seed, 0, steps, protocol.workers,
+    )  # fmt: skip
+    seed_everything(config.run.seed, 0)  # dropout is active, as in training
+    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+        update_bn((on_device(*each, None, device)[0].images for each in crops), network)
 
 
 def condense_history(run: Run) -> None:

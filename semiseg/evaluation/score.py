@@ -16,7 +16,7 @@ from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
 BATCH_PIXELS = 2**20  # of neighbouring images of one size; at least one image
-OWN_SIZE = Evaluation(long_side=None, window=None, stride=None)
+OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, recalibrate=None)
 
 Image = tuple[str, Tensor, Tensor]
 """An id, the image (3, H, W) uint8, and the mask (H, W) uint8 with 255 where it is not scored."""

@@ -39,6 +39,7 @@ TREE: Tree = {
         "shapes": {"source": "shapes", "classes": ["background", "disc"], "shares": {"1/8": {}, "full": {}}}
     },
 }
+OWN_SIZE: Tree = miniature.PROTOCOL["evaluation"]
 GONE = object()
 
 
@@ -125,6 +126,32 @@ def test_variants_of_a_method_are_recipes_under_their_own_names(tmp_path: Path) 
         "mine": ("cmb", {"dim": 8}),
         "yours": ("dcc", {}),
     }
+
+
+def test_a_recipe_changes_fields_of_the_network_and_the_scoring_for_itself_alone(tmp_path: Path) -> None:
+    variant = {"dim": 8, "network": {"head": "deeplabv2"}, "evaluation": {"recalibrate": 3}}
+    params = read(tmp_path, changed(("recipes.cmb", {"own": variant})))
+    plain, own = (params.run(Run(recipe, "short-1_8", 0)) for recipe in ("cmb", "cmb-own"))
+    assert own.options == {"dim": 8}
+    assert own.protocol.network == dataclasses.replace(plain.protocol.network, head="deeplabv2")
+    assert own.protocol.evaluation == dataclasses.replace(plain.protocol.evaluation, recalibrate=3)
+    assert plain.protocol == dataclasses.replace(params.protocols["short"], methods={})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "named"),
+    [
+        ("network", {"depth": 5}, "recipes: cmb-own: network: .*depth"),
+        ("network", {"output_stride": 4}, "recipes: cmb-own: network: output_stride"),
+        ("evaluation", {"recalibrate": 1.5}, "recipes: cmb-own: evaluation: recalibrate"),
+    ],
+)
+def test_a_field_that_a_recipe_cannot_change_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, object], named: str
+) -> None:
+    params = read(tmp_path, changed(("recipes.cmb", {"own": {kind: fields}})))
+    with pytest.raises(UserError, match=named):
+        params.run(Run("cmb-own", "short-1_8", 0))
 
 
 def test_a_variant_may_be_called_method(tmp_path: Path) -> None:
@@ -234,7 +261,9 @@ def test_a_run_trains_on_as_many_gpus_as_the_first_of_its_grids_says(tmp_path: P
         ("protocols.short.evaluation.long_side", 0, "protocols: short: evaluation: long_side: "),
         ("protocols.short.evaluation.window", 16, "protocols: short: evaluation: window and stride: "),
         ("protocols.short.evaluation.stride", 0.5, "protocols: short: evaluation: window and stride: "),
-        ("protocols.short.evaluation", {"long_side": None, "window": 8, "stride": 2.0}, "stride: 2.0"),
+        ("protocols.short.evaluation", {**OWN_SIZE, "window": 8, "stride": 2.0}, "stride: 2.0"),
+        ("protocols.short.evaluation.recalibrate", 0, "protocols: short: evaluation: recalibrate: "),
+        ("recipes.supervised.other", {"network": {"head": "unet"}}, "supervised-other: network: head"),
         ("datasets.shapes.source", "imagenet", "datasets: shapes: source: "),
         ("datasets.shapes.classes", ["sky"], "datasets: shapes: classes: "),
         ("datasets.shapes.classes", ["sky", "sky"], "datasets: shapes: classes: "),

@@ -34,6 +34,8 @@ def on_meta(*arguments, num_classes: int = 21) -> SegmentationNetwork:
     [
         (("deeplabv3plus", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
         (("deeplabv3plus", "resnet101", "none", 8, 256), DEEPLABV3PLUS),
+        (("deeplabv3plus_cmb", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
+        (("deeplabv3plus_dcc", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
         (("deeplabv2", "resnet101", "none", 8, 256), DEEPLABV2),
         (("pspnet", "resnet50", "none", 8, 512), PSPNET),
     ],
@@ -68,6 +70,76 @@ def test_shapes(head, backbone, channels, features, output_stride):
 def test_atrous_rates_follow_the_output_stride(output_stride, rates):
     pyramid = on_meta("deeplabv3plus", "resnet18", "none", output_stride, 8).decoder.pyramid
     assert [branch[0].dilation[0] for branch in pyramid.branches] == rates
+
+
+# --- as released --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc"])
+def test_the_released_networks_have_the_weights_names_and_features_of_the_plain_one(head):
+    plain, released = (on_meta(each, "resnet18", "none", 16, 8) for each in ("deeplabv3plus", head))
+    assert {name: each.shape for name, each in released.state_dict().items()} == {
+        name: each.shape for name, each in plain.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc"])
+def test_the_released_networks_align_corners(head):
+    """With aligned corners a corner's logits are those of the corner's feature."""
+    torch.manual_seed(0)
+    released = build(Network(head, "resnet18", "none", 16, 8), 5).eval()
+    images = torch.rand(1, 3, 64, 96)
+    features = released.features(images)
+    small, large = released.classify(features), released(images)
+    assert torch.allclose(
+        large[..., [0, 0, -1, -1], [0, -1, 0, -1]], small[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    )
+    high, low = (torch.rand(1, channels, *size) for channels, size in ((512, (2, 3)), (64, (5, 7))))
+    decoder, given = released.decoder, []
+    decoder.refine.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    decoder((low, high))
+    assert torch.allclose(given[0][:, :8, 0, 0], decoder.pyramid(high)[..., 0, 0])
+    assert torch.allclose(given[0][:, :8, -1, -1], decoder.pyramid(high)[..., -1, -1])
+
+
+def test_cmbs_released_network_begins_with_small_weights_but_for_the_backbone():
+    torch.manual_seed(0)
+    released, plain = (
+        build(Network(head, "resnet18", "none", 16, 64), 5) for head in ("deeplabv3plus_cmb", "deeplabv3plus")
+    )
+    for part in ("decoder", "classifier"):
+        weights = [m.weight for m in getattr(released, part).modules() if isinstance(m, nn.Conv2d)]
+        drawn = torch.cat([weight.flatten() for weight in weights])
+        assert drawn.std().item() == pytest.approx(0.01, rel=0.1)
+    assert released.backbone.conv1.weight.std() > 0.015
+    assert plain.decoder.refine[0][0].weight.std() > 0.03
+
+
+@pytest.mark.parametrize(("output_stride", "last"), [(16, 2), (8, 4)])
+def test_dccs_released_network_has_a_multi_grid_in_the_last_stage(output_stride, last):
+    released, plain = (
+        on_meta(head, "resnet50", "none", output_stride, 8) for head in ("deeplabv3plus_dcc", "deeplabv3plus")
+    )
+    assert [block.conv2.dilation[0] for block in released.backbone.layer4] == [last, 2 * last, 4 * last]
+    assert [block.conv2.padding[0] for block in released.backbone.layer4] == [last, 2 * last, 4 * last]
+    for ours, theirs in zip(released.backbone.layer3, plain.backbone.layer3, strict=True):
+        assert ours.conv2.dilation == theirs.conv2.dilation
+    images = torch.empty(2, 3, 65, 49, device="meta")
+    assert released.backbone(images)[-1].shape == plain.backbone(images)[-1].shape
+
+
+def test_dccs_released_network_drops_out_between_the_decoders_convolutions():
+    torch.manual_seed(0)
+    released = build(Network("deeplabv3plus_dcc", "resnet18", "none", 16, 64), 5)
+    first, rows = released.decoder.refine[0], torch.ones(1, 64 + 48, 8, 8)
+    assert not (first.eval()(rows) == 0).all()
+    zeros = (first.train()(torch.randn(4, 64 + 48, 16, 16)) == 0).float().mean()
+    assert 0.7 < zeros < 0.8  # half by ReLU, half of the rest by dropout
+
+
+def test_dccs_released_network_needs_a_resnet():
+    with pytest.raises(UserError, match="deeplabv3plus_dcc"):
+        on_meta("deeplabv3plus_dcc", "efficientnet_lite0", "none", 16, 8)
 
 
 @pytest.fixture(scope="module", params=["deeplabv3plus", "deeplabv2", "pspnet"])
