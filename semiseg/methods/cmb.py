@@ -25,7 +25,7 @@ from semiseg.data.augment import (
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.methods import contract
-from semiseg.methods.common import ramp_up, weak_view
+from semiseg.methods.common import pseudo_labelled, ramp_up, weak_view
 from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
@@ -47,7 +47,7 @@ class Config(contract.Config):
     # until ClassMix, contrast and class balance start and the pseudo-labels count in full
     ramp_up_steps: int = 2000
     memory_lead_steps: int = 1000  # by which the memory starts to fill before the contrast
-    start_late: bool = False  # everything above starts one step later; released code: true
+    start_late: bool = False  # each of these starts, memory included, one step later; released code: true
     # teacher
     teacher_decay: float = 0.995  # grows to 1 along a cosine
     teacher_rate: float = 1.0  # how fast the true average at the start is left behind; released code: 10
@@ -178,7 +178,9 @@ class Method(contract.Method):
         self._set_teacher_mode()
 
         # Augmentation anchoring: the teacher labels the weak view, the student learns from two strong ones.
-        anchor = self.pseudo_labelled(unlabelled["image"], unlabelled["mask"])
+        with torch.no_grad():
+            logits = self.teacher(unlabelled["image"])
+        anchor = pseudo_labelled(unlabelled["image"], unlabelled["mask"], logits)
         class_weights = self.class_weights(labelled.masks, anchor.labels, step)
         weak = self.weak_view(labelled)
         strong = _joined(self.strong_view(anchor, step), self.strong_view(anchor, step))
@@ -233,16 +235,6 @@ class Method(contract.Method):
             teacher.follow(self.teacher_attention, ranking, decay, buffers=buffers)
 
     # --- images ---------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def pseudo_labelled(self, images: Tensor, padding: Tensor) -> Pixels:
-        """Label images with the teacher's most confident class; its confidence is the weight.
-
-        Where ``padding`` (B, H, W) is 255 the label is IGNORE and the weight zero.
-        """
-        _, labels, confidence = self._teacher(images)
-        outside = padding == IGNORE
-        return Pixels(images, labels.masked_fill(outside, IGNORE), confidence.masked_fill(outside, 0.0))
 
     def weak_view(self, labelled: Labelled) -> Pixels:
         """Mix labelled crops, which the loader has scaled and flipped, and change their colours."""
