@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from semiseg.base.distributed import uniform
 from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.losses import cross_entropy
@@ -49,7 +50,8 @@ class Method(contract.Method):
         target = upsample(self.main.classify(features), size_of(images)).softmax(1).detach()
         apart = torch.zeros_like(supervised)
         for decoder in self.decoders:
-            dropped = nn.functional.dropout2d(features)
+            kept = uniform(*features.shape[:2], device=features.device) < 0.5
+            dropped = 2 * features * kept[..., None, None]
             apart = apart + (upsample(decoder(dropped), size_of(images)).softmax(1) - target).square().mean()
         loss = supervised + apart / len(self.decoders)
         return loss, {"supervised": supervised.detach(), "consistency": apart.detach()}

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.base.parameters import Geometry
 from semiseg.methods import cmb
 from semiseg.methods.cmb import Config, Method
 from semiseg.methods.contract import IGNORE, Labelled, Task
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 3, 32
@@ -378,22 +378,6 @@ def test_the_weak_view_marks_its_padding() -> None:
     assert (views["mask"][~valid] == 255).all()
 
 
-class Waits(TorchDispatchMode):
-    """The operations whose result's shape or value the host must wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(each is not None and each.dtype == torch.bool for each in indices)
-        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_step_never_waits_for_the_device() -> None:
     for changes in ({}, {"class_balance": True, "teacher_training_mode": True}):
         method = learner(**changes)
@@ -402,4 +386,4 @@ def test_a_step_never_waits_for_the_device() -> None:
             loss, _ = method.training_step(*batch(), STEP)
             loss.backward()
             method.after_step(STEP)
-        assert waits.found == []
+        assert waits.found == set()

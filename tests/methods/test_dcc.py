@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Geometry
 from semiseg.losses import directional_blocks
 from semiseg.methods.contract import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods.dcc import Config, Method, views
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS, STEP = 4, 4, 32, 80, 40
@@ -350,22 +350,6 @@ def test_gradients_reach_what_trains() -> None:
         named = [(name.split(".")[0], each) for name, each in method.named_parameters()]
         assert {name for name, each in named if each.grad is not None and each.grad.any()} == expected
         assert {name for name, _ in named} == expected
-
-
-class Waits(TorchDispatchMode):
-    """The operations whose result's shape or value the host must wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(each is not None and each.dtype == torch.bool for each in indices)
-        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2"):
-            self.found.add(name)
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
