@@ -118,11 +118,16 @@ def config(recipe: str = "supervised", **protocol: Any) -> RunConfig:
     return dataclasses.replace(plain, protocol=dataclasses.replace(plain.protocol, **protocol))
 
 
-def train(config: RunConfig, device: torch.device = CPU) -> dict[str, Any]:
-    """Train a run to its end in this process, and return what its model.pt holds."""
+def fit(config: RunConfig, device: torch.device = CPU) -> None:
+    """Train a run to its end in this process, alone or together with others."""
     dataset = prepared.open_dataset(config.dataset_name, config.dataset)
     split = splits.read(config.run.split, config.run.seed)
     loop.train(config, dataset, split, device, Scoring.of(config, device))
+
+
+def train(config: RunConfig, device: torch.device = CPU) -> dict[str, Any]:
+    """Train a run to its end in this process, and return what its model.pt holds."""
+    fit(config, device)
     return checkpoint.read(config.run.artefacts / "model.pt")
 
 

@@ -1,12 +1,7 @@
-"""Two processes that share every batch compute what one computes: real processes, gloo on a CPU."""
+"""Two real processes share rows, sums and draws, with gloo on a CPU."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, multiprocessing
 from torch import distributed as torch_distributed
@@ -16,53 +11,12 @@ from semiseg.data.augment import Pixels, classmix, random_scale_crop
 from semiseg.losses import cross_entropy
 from semiseg.models.layers import Dropout
 from semiseg.models.pixel_heads import ClassAttention, MaskedBatchNorm
-from tests import project
-from tests.slow import two_processes
 
 ROWS = torch.arange(12.0).view(6, 2)  # of the whole batch
 
 
-def test_two_processes_train_what_one_trains(mini_project: Path) -> None:
-    two_processes.train_all()
-    shutil.move("runs", "one")
-    together = subprocess.run(
-        [sys.executable, two_processes.__file__],
-        env={**os.environ, "PYTHONPATH": str(project.ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert together.returncode == 0, together.stderr
-    for name, case in two_processes.CASES.items():
-        folder = two_processes.run_of(name).artefacts
-        one_folder = Path("one", *folder.parts[1:])
-        one, two = (
-            pd.read_csv(place / "history.csv").drop(columns="images_per_second")
-            for place in (one_folder, folder)
-        )
-        assert len(one) == case.steps
-        assert (one.iloc[-1].drop("selected", errors="ignore") != 0).all(), name  # every loss has set in
-        spreads = [
-            column for column in one if column.startswith("attention_")
-        ]  # one minus what is almost one
-        pd.testing.assert_frame_equal(two[spreads], one[spreads], rtol=0, atol=1e-6, obj=name)
-        losses = one.columns.difference(spreads)
-        pd.testing.assert_frame_equal(two[losses], one[losses], rtol=1e-5, atol=1e-7, obj=name)
-        ours, theirs = (torch.load(place / "model.pt", weights_only=True) for place in (folder, one_folder))
-        assert ours["device"].startswith("2 x ")
-        for network, tensors in theirs["last"].items():
-            for key, tensor in tensors.items():
-                if not key.endswith("num_batches_tracked"):  # torch counts for itself alone; nothing reads it
-                    torch.testing.assert_close(
-                        ours["last"][network][key],
-                        tensor,
-                        rtol=1e-4,
-                        atol=1e-5,
-                        msg=f"{name}: {network}: {key}",
-                    )
-
-
 def seen_by(rank: int) -> dict[str, Tensor]:
-    """What a process makes of its share of ROWS, which holds a third of the labels in the second process."""
+    """Return what a process makes of its share of ROWS; the second one holds a third of the labels."""
     rows = distributed.own(ROWS).clone().requires_grad_()
     weights = torch.tensor([1.0, 10.0])[rank]
     (weights * distributed.summed(rows.sum(dim=0)).square().sum()).backward()
@@ -84,7 +38,7 @@ def seen_by(rank: int) -> dict[str, Tensor]:
 
 
 def drawn() -> dict[str, Tensor]:
-    """The global batch after what is drawn at random, and after batch norm, for any number of processes."""
+    """Return the global batch after random augmentation and batch norm, for any number of processes."""
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.randint(3, (4, 8, 8), generator=torch.Generator().manual_seed(2))
     share = Pixels(*map(distributed.own, (images, labels, images[:, 0])))
