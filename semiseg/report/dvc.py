@@ -1,11 +1,10 @@
-"""What `dvc metrics` and `dvc plots` read: the tables' figures and the runs' losses, in files of their own.
+"""Write what `dvc metrics` and `dvc plots` read: the tables' figures and the runs' losses.
 
-DVC shows whole files, and complains of each that dvc.yaml names and no run has made yet. So dvc.yaml names
-the folders of these files, in which only what was run has one.
+DVC shows whole files, and complains of each one that dvc.yaml names and no run has made yet. So dvc.yaml
+names the folders of these files, where only what was run has one.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -21,14 +20,14 @@ DIGITS = 6  # as in the tables' CSV
 
 
 def write_metrics(results: Results) -> Path:
-    """Write results/metrics/<grid>/<split>/<recipe>.json for each cell with runs, and no other.
+    """Write results/metrics/<grid>/<split>/<recipe>.json for each cell with runs; remove all others.
 
-    A file holds mIoU at the last step (mean and std over seeds, in [0, 1]), the mean gain over the baseline
-    and the number of seeds, as the grid's CSV has them; what is not known is left out. Returns the folder.
+    A file holds mIoU at the last step (mean and std over labelled sets, in [0, 1]), the mean gain over the
+    baseline and the number of runs, as the grid's CSV has them; what is not known is left out. Returns the
+    folder.
     """
     folder = METRICS / results.name
-    if folder.exists():
-        shutil.rmtree(folder)  # of cells that are no longer there
+    written = set()
     for cell in finished(results).to_dict("records"):
         figures = {
             "miou": cell["miou_mean"],
@@ -37,12 +36,19 @@ def write_metrics(results: Results) -> Path:
             "seeds": cell["seeds"],
         }
         known = {name: round(value, DIGITS) for name, value in figures.items() if pd.notna(value)}
-        write_text(folder / cell["split"] / f"{cell['recipe']}.json", json.dumps(known, indent=1) + "\n")
+        path = folder / cell["split"] / f"{cell['recipe']}.json"
+        write_text(path, json.dumps(known, indent=1) + "\n")
+        written.add(path)
+    for path in set(folder.glob("*/*.json")) - written:
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    folder.mkdir(parents=True, exist_ok=True)  # both engines expect it, even without a cell
     return folder
 
 
 def write_plots(results: Results) -> list[Path]:
-    """Write results/plots/miou/<grid>.csv and loss/<grid>.csv, if there is anything to draw; their paths."""
+    """Write results/plots/miou/<grid>.csv and loss/<grid>.csv if there is anything to draw; return paths."""
     written = []
     for name, frame in {"miou": miou(results), "loss": losses(results)}.items():
         path = PLOTS / name / f"{results.name}.csv"
@@ -55,7 +61,7 @@ def write_plots(results: Results) -> list[Path]:
 
 
 def miou(results: Results) -> pd.DataFrame:
-    """A row a cell with runs: mIoU in [0, 1], and one standard deviation (0 for one seed) to both sides."""
+    """Return a row for each cell with runs: mIoU in [0, 1], and one standard deviation to both sides."""
     cells = finished(results)
     spread = cells["miou_std"].astype(float).fillna(0)
     return cells[["recipe", "split", "labelled", "seeds"]].assign(
@@ -64,7 +70,7 @@ def miou(results: Results) -> pd.DataFrame:
 
 
 def losses(results: Results) -> pd.DataFrame:
-    """The whole loss by step: a row for each of the runs' short histories."""
+    """Return the whole loss by step, a row for each row of the runs' short histories."""
     frames = [
         pd.read_csv(run.history, usecols=["step", "loss"]).assign(
             recipe=run.recipe, split=run.split, seed=run.seed
@@ -77,6 +83,6 @@ def losses(results: Results) -> pd.DataFrame:
 
 
 def finished(results: Results) -> pd.DataFrame:
-    """The rows of the grid's CSV with at least one run."""
+    """Return the rows of the grid's CSV with at least one run."""
     cells = tables.tidy(results)
     return cells[cells["seeds"] > 0]
