@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -97,20 +98,32 @@ def _named_share(name: str, share: Share) -> Share:
 
 @dataclass(frozen=True)
 class Network:
-    """A segmentation network; semiseg.models.build makes it."""
+    """A segmentation network; semiseg.models.build makes it, and docs/networks.md says what can be named."""
 
     head: str  # a file of semiseg/models/heads/
-    backbone: str
-    weights: str  # imagenet, coco, none, or the path of a file
-    output_stride: int
+    backbone: str  # one of BACKBONES, or "timm:" and timm's name of a model
+    weights: str  # imagenet, coco, hub, none, or the path of a file
+    output_stride: int  # 8 or 16; of a vision transformer: its patch
     decoder_channels: int
 
     def __post_init__(self) -> None:
-        checks.one_of(self, "backbone", *BACKBONES)
-        if self.weights in weights.NAMED[1:] and (self.weights, self.backbone) not in weights.PUBLISHED:
+        if not self.backbone.startswith(weights.TIMM):
+            checks.one_of(self, "backbone", *BACKBONES)
+        if not weights.known(self.weights, self.backbone):
             raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
-        checks.one_of(self, "output_stride", 8, 16)
+        checks.one_of(self, "output_stride", *((8, 16) if self.patch is None else (self.patch,)))
         checks.at_least(self, 1, "decoder_channels")
+
+    @property
+    def patch(self) -> int | None:
+        """Pixels on the side of a vision transformer's patch, which timm has in its name; else None."""
+        found = re.match(rf"{weights.TIMM}\w+_patch(\d\d)_", self.backbone)
+        return int(found[1]) if found else None
+
+    @property
+    def package(self) -> str:
+        """The package that the backbone's architecture comes from."""
+        return "torchvision" if self.backbone.startswith("resnet") else "timm"
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,13 @@ class Protocol:
         checks.at_least(self, 0, "workers", "image_cache_mib")
         checks.one_of(self, "precision", "fp32", "bf16")
         checks.positive(self, "checkpoint_minutes")
+        patch = self.network.patch or 1
+        for key, side in (
+            ("geometry: crop", self.geometry.crop),
+            ("evaluation: window", self.evaluation.window),
+        ):
+            if side is not None and side % patch:
+                raise ValueError(f"{key}: {side} is no multiple of the backbone's patch of {patch} pixels")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Where files lie, relative to the project's folder, which is the working directory of every stage."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from semiseg.base.errors import UserError
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -17,6 +20,22 @@ def dataset(name: str) -> Path:
 def split(name: str, seed: int) -> Path:
     """Return the folder of a split's labelled.txt and unlabelled.txt for one seed."""
     return DATA / "splits" / name / str(seed)
+
+
+def archive_folders() -> list[Path]:
+    """Return where archives and weights are looked for: data/archives/, and the folder SEMISEG_ARCHIVES.
+
+    Raises UserError if SEMISEG_ARCHIVES names no folder.
+    """
+    named = os.environ.get("SEMISEG_ARCHIVES")
+    if named and not Path(named).is_dir():
+        raise UserError(f"SEMISEG_ARCHIVES: {named} is not a folder; correct or unset it")
+    return [ARCHIVES, *([Path(named)] if named else [])]
+
+
+def find_archive(name: str) -> Path | None:
+    """Return the archive or weights' file ``name`` on disk, None if there is none."""
+    return next((folder / name for folder in archive_folders() if (folder / name).is_file()), None)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,12 @@ def revision() -> str:
     return f"{commit}-modified" if modified else commit
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute the numbers."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+def packages(architecture: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute the numbers.
+
+    ``architecture`` is the package that the network's backbone comes from.
+    """
+    versions = {name: importlib.metadata.version(name) for name in dict.fromkeys([*PACKAGES, architecture])}
     return {"python": platform.python_version(), **versions}
 
 

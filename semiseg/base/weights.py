@@ -1,8 +1,14 @@
 """The files that pretrained weights come from, and the digest that identifies them."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from semiseg.base import paths
+
+TIMM = "timm:"  # begins the name of a backbone of timm
+HUB = "hub"  # the weights that timm's hub has for such a backbone
 
 
 @dataclass(frozen=True)
@@ -28,23 +34,41 @@ PUBLISHED = {
     # DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1: trained on COCO images with VOC's classes
     ("coco", "resnet101"): Published("deeplabv3_resnet101_coco-586e9e4e.pth", "586e9e4e"),
 }
-NAMED = ("none", *dict.fromkeys(weights for weights, _ in PUBLISHED))  # every other value is a path
+NAMED = ("none", *dict.fromkeys(weights for weights, _ in PUBLISHED), HUB)  # every other value is a path
+
+
+def known(weights: str, backbone: str) -> bool:
+    """Whether ``weights`` is a path, or a name that goes with ``backbone``."""
+    if weights == HUB:
+        return backbone.startswith(TIMM)
+    return weights == "none" or weights not in NAMED or (weights, backbone) in PUBLISHED
+
+
+def hub_file(backbone: str) -> str:
+    """Return the name among the archives of the file that timm's hub has for ``backbone``."""
+    return f"{backbone.removeprefix(TIMM)}.safetensors"
 
 
 def digest(weights: str, backbone: str) -> str:
     """Return what identifies the weights: the sha256 of their file, or its published first digits.
 
-    Returns "none" for random weights, and "absent" for a missing file, which only training refuses.
+    Returns "none" for random weights, and "absent" for a missing file, which only training needs.
     """
     if weights == "none":
         return weights
-    if weights in NAMED:
+    if (weights, backbone) in PUBLISHED:
         return PUBLISHED[weights, backbone].sha256
-    path = Path(weights)
-    return file_sha256(path) if path.is_file() else "absent"
+    path = paths.find_archive(hub_file(backbone)) if weights == HUB else Path(weights)
+    return file_sha256(path) if path is not None and path.is_file() else "absent"
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
+    """Return the sha256 (hex) of a file, read again only when its size or time has changed."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,25 +47,9 @@ class Download:
     sha256: str | None = None  # hex
 
 
-def folders() -> list[Path]:
-    """The folders that may hold archives: data/archives/ and the one that SEMISEG_ARCHIVES names.
-
-    Raises UserError if SEMISEG_ARCHIVES names no folder.
-    """
-    named = os.environ.get("SEMISEG_ARCHIVES")
-    if named and not Path(named).is_dir():
-        raise UserError(f"SEMISEG_ARCHIVES: {named} is not a folder; correct or unset it")
-    return [paths.ARCHIVES, *([Path(named)] if named else [])]
-
-
-def find(name: str) -> Path | None:
-    """The archive ``name`` on disk, or None."""
-    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
-
-
 def obtain(name: str, download: Download) -> Path:
     """Find the archive ``name`` on disk or fetch it, and check its size and digest."""
-    found = find(name)
+    found = paths.find_archive(name)
     if found is None:
         return fetch(name, download.addresses, download.sha256, download.md5, download.size)
     check(found, download)

@@ -5,6 +5,7 @@ Ouali, Hudelot, Tami: Semi-Supervised Semantic Segmentation with Cross-Consisten
 paper, and the option for each difference.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -187,10 +188,11 @@ class Method(contract.Method):
         return torch.cat(perturbed, dim=1)
 
 
-def _doublings(stride: int) -> int:
+def _doublings(stride: float) -> int:
     """Return how often features must double to reach the image's size."""
-    if stride & (stride - 1):
+    doublings = math.log2(stride)
+    if not doublings.is_integer():
         raise UserError(
             f"params.yaml: cct: decoder: subpixel needs features a power of two apart, not {stride}"
         )
-    return stride.bit_length() - 1
+    return int(doublings)

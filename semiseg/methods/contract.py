@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from semiseg.base.errors import UserError
 from semiseg.base.labels import IGNORE as IGNORE
-from semiseg.base.parameters import Geometry, Options, Params, Protocol
+from semiseg.base.parameters import Geometry, Network, Options, Params, Protocol
 from semiseg.base.tree import from_tree
 from semiseg.data.streams import View as View
+from semiseg.models.build import check as check_network
 from semiseg.models.network import SegmentationNetwork
 
 Build = Callable[[], SegmentationNetwork]
@@ -159,11 +160,12 @@ def build(name: str, network: Build, config: Config, task: Task) -> Method:
 
 
 def check_options(params: Params) -> None:
-    """Build the Config and the views of every run of every grid, so that bad options are refused early.
+    """Build the network, the Config and the views of every run of every grid, to refuse bad options early.
 
     Missing weights and data stop only the runs that need them.
     """
     seen: set[Any] = set()
+    networks: set[Network] = set()
     for grid in params.grids.values():
         for run in grid.runs():
             config = params.run(run)
@@ -173,3 +175,6 @@ def check_options(params: Params) -> None:
             key = f"params.yaml: recipes: {run.recipe} (under protocols: {config.protocol_name})"
             options = configured(config.method, config.options, config.protocol, key)
             views(config.method, options, config.protocol.geometry)
+            networks.add(config.protocol.network)
+    for network in networks:
+        check_network(network)

@@ -129,12 +129,13 @@ class Method(contract.Method):
         channels = self.student.feature_channels
         self.config = config
         self.start = config.start_share * task.total_steps
-        self.cell = self.student.feature_stride * (2 if config.pooling else 1)
-        if config.stride % self.cell:
+        cell = self.student.feature_stride * (2 if config.pooling else 1)
+        if cell % 1 or config.stride % cell:
             raise UserError(
-                f"params.yaml: dcc: features are {self.cell} pixels apart, and stride {config.stride} is no "
-                "multiple of that; change stride, or pooling"
+                f"params.yaml: dcc: features are {cell} pixels apart, and stride {config.stride} must be a "
+                "multiple of a whole number of them; change stride, pooling or the head"
             )
+        self.cell = int(cell)
         dim = config.dim if config.projector else channels
         self.projector: nn.Module = nn.Identity()
         if config.projector and config.objective != "self_training":

@@ -1,11 +1,16 @@
 """The network that params.yaml describes."""
 
+import dataclasses
 import importlib
+
+import torch
 
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
+from semiseg.base.weights import TIMM
 from semiseg.models import weights
 from semiseg.models.backbones.efficientnet_lite0 import EfficientNetLite0
+from semiseg.models.backbones.from_timm import Pyramid, VisionTransformer
 from semiseg.models.backbones.resnet import ResNet
 from semiseg.models.network import Backbone, SegmentationNetwork
 
@@ -31,7 +36,18 @@ def build(network: Network, num_classes: int) -> SegmentationNetwork:
 
 
 def new_backbone(network: Network) -> Backbone:
-    """Return the backbone with random weights."""
+    """Return the backbone with random weights. Raises UserError for one that timm cannot make."""
     if network.backbone == "efficientnet_lite0":
         return EfficientNetLite0(network.output_stride)
-    return ResNet(network.backbone, network.output_stride)
+    if not network.backbone.startswith(TIMM):
+        return ResNet(network.backbone, network.output_stride)
+    architecture = network.backbone.removeprefix(TIMM)
+    if network.patch is not None:
+        return VisionTransformer(architecture)
+    return Pyramid(architecture, network.output_stride)
+
+
+def check(network: Network) -> None:
+    """Raise UserError if the backbone, the head or the two together cannot be had. Weights are not read."""
+    with torch.device("meta"):  # shapes alone
+        build(dataclasses.replace(network, weights="none"), num_classes=2)

@@ -16,8 +16,8 @@ Maps = tuple[Tensor, ...]
 class Backbone(nn.Module):
     """Base of the backbones: turns normalised images (B, 3, H, W) into ``Maps`` and describes them.
 
-    A convolutional backbone returns two maps: one at stride 4, and its last one at ``output_stride``. Sizes
-    are rounded up.
+    A convolutional backbone returns two maps: one at stride 4, and its last one at ``output_stride``, with
+    sizes rounded up. A vision transformer returns four at the stride of its patch.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1], which the weights were trained on
@@ -54,7 +54,7 @@ class SegmentationNetwork(nn.Module):
         *,
         num_classes: int,
         feature_channels: int,
-        feature_stride: int,
+        feature_stride: float,
         align_corners: bool = False,
     ) -> None:
         super().__init__()

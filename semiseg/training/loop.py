@@ -192,7 +192,7 @@ def _write_model(
         "started": state.started,
         "finished": max(provenance.now(), state.started),  # the clock may have been set back since
         "revision": state.revision,
-        "packages": provenance.packages(),
+        "packages": provenance.packages(config.protocol.network.package),
         "device": provenance.device_name(device),
         "train_seconds": state.seconds,
         "images_per_second": state.step * images_per_step / max(state.seconds, 1e-9),

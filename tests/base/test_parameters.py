@@ -14,7 +14,7 @@ import yaml
 
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Grid, Params, RunConfig, Share
+from semiseg.base.parameters import Grid, Network, Params, RunConfig, Share
 from semiseg.base.paths import Run
 from tests import miniature
 from tests.project import ROOT
@@ -214,6 +214,56 @@ def test_a_run_trains_on_as_many_gpus_as_the_first_of_its_grids_says(tmp_path: P
     assert gpus == [1, 1, 2, 1]
     run = Run("supervised", "short-1_8", 2)
     assert params.run(run).digest() == plain.run(run).digest()
+
+
+# --- networks ----------------------------------------------------------------------------------------------
+
+TRANSFORMER = {
+    "head": "dpt",
+    "backbone": "timm:vit_small_patch14_dinov2.lvd142m",
+    "weights": "hub",
+    "output_stride": 14,
+    "decoder_channels": 64,
+}
+
+
+def test_a_transformers_patch_is_read_from_its_name() -> None:
+    patches = {
+        "timm:vit_small_patch14_dinov2.lvd142m": 14,
+        "timm:vit_base_patch16_dinov3": 16,
+        "timm:swin_tiny_patch4_window7_224": None,  # windows of patches: no transformer of one scale
+        "timm:convnext_tiny.fb_in22k": None,
+        "resnet18": None,
+    }
+    for backbone, patch in patches.items():
+        stride = patch or 16
+        assert Network("dpt", backbone, "none", stride, 64).patch == patch
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, None),
+        ({"geometry.crop": 512}, "protocols: short: geometry: crop: "),
+        ({"evaluation.window": 512, "evaluation.stride": 0.5}, "protocols: short: evaluation: window: "),
+        ({"evaluation.window": 518, "evaluation.stride": 0.5}, None),
+        ({"network.output_stride": 16}, "protocols: short: network: output_stride: "),
+        ({"network.weights": "imagenet"}, "protocols: short: network: weights: "),
+        ({"network.backbone": "resnet18"}, "protocols: short: network: weights: "),  # none on timm's hub
+        ({"network.backbone": "vit_small"}, "protocols: short: network: backbone: "),
+    ],
+)
+def test_crops_and_windows_are_multiples_of_the_patch(
+    tmp_path: Path, changes: dict[str, Any], key: str | None
+) -> None:
+    start = {"network": dict(TRANSFORMER), "geometry.crop": 518, **changes}
+    tree = changed(*((f"protocols.short.{name}", value) for name, value in start.items()))
+    if key is None:
+        assert read(tmp_path, tree).protocols["short"].network.patch == 14
+    else:
+        with pytest.raises(UserError) as caught:
+            read(tmp_path, tree)
+        assert key in str(caught.value)
 
 
 # --- a wrong file -------------------------------------------------------------------------------------------

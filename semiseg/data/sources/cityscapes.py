@@ -134,7 +134,7 @@ def _convert(paths: tuple[Path, Path]) -> None:
 
 def _archive(name: str) -> Path:
     """Find an archive on disk, or fetch it by the user's account."""
-    if archives.find(name) is None:
+    if paths.find_archive(name) is None:
         _fetch(name, DOWNLOADS[name])
     return archives.obtain(name, DOWNLOADS[name])
 

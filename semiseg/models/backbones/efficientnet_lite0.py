@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from semiseg.models.backbones.pyramid import Pyramid
+from semiseg.models.backbones.from_timm import Pyramid
 
 AFTER_THE_MAPS = 8  # tensors of the last convolution, its batch norm and the classifier
 

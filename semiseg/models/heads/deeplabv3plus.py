@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from semiseg.base.errors import UserError
 from semiseg.models.layers import Dropout, convolution
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
@@ -25,7 +26,11 @@ def network(
     pyramid, 0.1 before the classifier (SemiSeg-Contrastive model/deeplabv3.py 35, 106;
     Context-Aware-Consistency models/modeling/aspp.py 62, models/model.py 40). Only DCC's has
     ``decoder_dropout``, between the decoder's convolutions.
+
+    Raises UserError for a vision transformer, which has no map at stride 4.
     """
+    if backbone.output_stride not in RATES or len(backbone.channels) != 2:
+        raise UserError("network: head: deeplabv3plus needs maps at two strides; take dpt for a transformer")
     return SegmentationNetwork(
         backbone,
         Decoder(backbone, channels, decoder_dropout, align_corners),
