@@ -36,6 +36,8 @@ class Case:
 SCHEDULES = {
     "cmb": {"ramp_up_steps": 4, "memory_lead_steps": 2, "class_balance": True, "contrast_weight": 1.0},
     "dcc": {"threshold": 0.3, "weight": 1.0},
+    "u2pl": {"contrast_weight": 1.0},
+    "pixel_contrast": {"weight": 1.0},
 }
 CASES = {
     **{
@@ -49,6 +51,11 @@ CASES = {
     ),
     "dcc-synchronised": Case("dcc", 5, False, {**SCHEDULES["dcc"], "bank_steps": 1, "normalize": "selected"}),
     "dcc-self_training": Case("dcc", 5, False, {"objective": "self_training", **SCHEDULES["dcc"]}),
+    "cct-synchronised": Case("cct", 5, False, {"bootstrapped": True}),
+    "u2pl-synchronised": Case("u2pl", 5, False, {"start_share": 0.2}),
+    "pixel_contrast-synchronised": Case(
+        "pixel_contrast", 5, False, {"unlabelled": "fixmatch", "threshold": 0.3}
+    ),
     "two_networks-synchronised": Case("two_networks", 5, False),
 }  # fmt: skip
 
