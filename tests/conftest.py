@@ -9,6 +9,10 @@ import torch
 from tests import miniature
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--recordings", help="folder of recordings for tests/methods/test_recordings.py")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test begins with the same random numbers, whichever ran before it."""
