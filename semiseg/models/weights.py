@@ -17,17 +17,16 @@ from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_fil
 from semiseg.data import archives
 from semiseg.models.network import Backbone, SegmentationNetwork
 
-TORCHVISION = "https://download.pytorch.org/models"
 HUB_ADDRESS = "https://huggingface.co"
 
 
 def load(built: SegmentationNetwork, network: Network) -> None:
     """Load what ``network.weights`` names into ``built``.
 
-    ``none`` loads nothing. ``imagenet`` and ``coco`` load the backbone's published file, ``hub`` what timm's
-    hub has for it, and every other name is a file's path: the state dict of a classifier with this backbone,
-    of torchvision's DeepLabv3, or of a whole SegmentationNetwork. Raises UserError for a file that cannot be
-    had or read, or whose tensors are not exactly the network's.
+    ``none`` loads nothing. Another name loads the file that was published for the backbone, ``hub`` the one
+    of timm's hub; anything else is a file's path. The file holds the state dict of a classifier with this
+    backbone, of torchvision's DeepLabv3, or of a whole SegmentationNetwork. Raises UserError for a file that
+    cannot be had or read, or whose tensors are not exactly the network's.
     """
     if network.weights == "none":
         return
@@ -55,25 +54,37 @@ def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -
         ) from None
 
 
-def fetch(network: Network) -> None:
-    """Fetch the weights of timm's hub if the network asks for them and they are missing.
-
-    Other published files are fetched when they are loaded. These have no published digest, so they must be
-    here before a run's identity is taken. Raises UserError if they cannot be had.
-    """
-    if network.weights == HUB:
-        obtain(network)
-
-
 def obtain(network: Network) -> Path:
-    """Return the file of ``network.weights``, fetched if it is missing and has a published place.
+    """Return the file of ``network.weights``; a published one is fetched if it is missing.
 
     Raises UserError saying what to do for a file that cannot be had, or has another digest than published.
     """
-    if network.weights == HUB:
-        return paths.find_archive(hub_file(network.backbone)) or _fetch_from_hub(network.backbone)
     published = PUBLISHED.get((network.weights, network.backbone))
-    return Path(network.weights) if published is None else find(published)
+    if published is not None:
+        return find(published)
+    if network.weights != HUB:
+        return Path(network.weights)
+    name = hub_file(network.backbone)
+    path = paths.find_archive(name)
+    if path is None:
+        raise UserError(
+            f"network: weights: {name} of timm's hub is not in {paths.ARCHIVES}/; run "
+            "python pipeline/weights.py with the name of the protocol first"
+        )
+    return path
+
+
+def fetch(network: Network) -> Path | None:
+    """Return the file of ``network.weights``, fetched if it is missing; None for random weights.
+
+    A hub's file has no published digest: it must be there before a run begins, whose identity has its digest.
+    Raises UserError for a file that cannot be had.
+    """
+    if network.weights == "none":
+        return None
+    if network.weights == HUB and paths.find_archive(hub_file(network.backbone)) is None:
+        return _fetch_from_hub(network.backbone)
+    return obtain(network)
 
 
 def _fetch_from_hub(backbone: str) -> Path:
@@ -90,7 +101,7 @@ def _fetch_from_hub(backbone: str) -> Path:
 
 
 def find(published: Published) -> Path:
-    """Return a published file: from the archives, its package or torchvision. Its digest is checked."""
+    """Return a published file: from the archives, its package or its address. Its digest is checked."""
     path = paths.find_archive(published.name) or _install(published)
     digest = archives.digest(path)
     if not digest.startswith(published.sha256):
@@ -102,9 +113,9 @@ def find(published: Published) -> Path:
 
 
 def _install(published: Published) -> Path:
-    """Return the file from its installed package, or fetch it from torchvision."""
+    """Return the file from its installed package, or fetch it from its address."""
     if published.package is None:
-        return archives.fetch(published.name, [f"{TORCHVISION}/{published.name}"], sha256=None)
+        return archives.fetch(published.name, [f"{published.address}/{published.name}"], sha256=None)
     package = importlib.util.find_spec(published.package)
     for folder in (package and package.submodule_search_locations) or ():
         for path in Path(folder).rglob(published.name):

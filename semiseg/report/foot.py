@@ -162,10 +162,13 @@ def weights_source(network: Network) -> str:
     if network.weights == "none":
         return "random weights"
     sha256 = weights.digest(network.weights, network.backbone)[:12]
+    if network.weights == weights.HUB:
+        return f"weights of timm's hub, sha256 `{sha256}`"
     published = weights.PUBLISHED.get((network.weights, network.backbone))
     if published is None:
         return f"weights of a file, sha256 `{sha256}`"
-    return f"{network.weights} weights of {published.package or 'torchvision'}, sha256 `{sha256}`"
+    source = published.package or published.address
+    return f"{network.weights} weights from {source}, sha256 `{sha256}`"
 
 
 def scoring(evaluation: Evaluation) -> str:

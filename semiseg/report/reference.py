@@ -5,7 +5,7 @@ A folder without results/reference/ has no published figures: its tables show wh
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,6 +123,7 @@ class PaperTable:
 class _Tables:
     recipes: Mapping[str, str]
     tables: Mapping[str, PaperTable]
+    backbones: Mapping[str, str] = field(default_factory=dict)  # name in peer_logs.csv -> in params.yaml
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,11 @@ def load() -> Reference:
         return Reference((), (), {}, {})
     named: _Tables = from_tree(_Tables, read(TABLES), str(TABLES))
     printed = _rows(PRINTED, PRINTED_COLUMNS, _printed)
-    logged = _rows(LOGGED, LOGGED_COLUMNS, _logged)
+    logged = tuple(
+        replace(each, network=(head, named.backbones.get(backbone, backbone)))
+        for each in _rows(LOGGED, LOGGED_COLUMNS, _logged)
+        for head, backbone in [each.network]
+    )
     for name, table in named.tables.items():
         variants = {each.variant for each in printed if each.table == table.rows}
         if not variants:

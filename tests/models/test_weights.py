@@ -33,7 +33,6 @@ def project(tmp_path, monkeypatch):
     """An empty project's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
-    monkeypatch.setattr(weights, "TORCHVISION", "http://127.0.0.1:9")  # nobody listens there
     return tmp_path
 
 
@@ -183,12 +182,13 @@ def test_coco_with_tensors_left_out_is_refused(project, monkeypatch):
 
 @pytest.mark.parametrize(
     "published",
-    [each for each in PUBLISHED.values() if each.package is None],
+    [each for each in PUBLISHED.values() if each.address is not None],
     ids=lambda published: published.name,
 )
 def test_weights_that_cannot_be_had_are_an_error(project, published):
+    nowhere = dataclasses.replace(published, address="http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError) as caught:
-        weights.find(published)
+        weights.find(nowhere)
     message = str(caught.value)
     assert "\n" not in message
     assert f"http://127.0.0.1:9/{published.name}" in message
@@ -235,7 +235,10 @@ def hub(tmp_path, monkeypatch):
 
 def test_the_hubs_weights_are_fetched_once_and_known_by_their_content(project, hub):
     assert digest(CONVNEXT.weights, CONVNEXT.backbone) == "absent"
-    weights.fetch(CONVNEXT)
+    with pytest.raises(UserError, match=r"pipeline/weights\.py"):
+        build(CONVNEXT, 3)
+    for _ in range(2):
+        assert weights.fetch(CONVNEXT) == paths.ARCHIVES / "test_convnext.r160_in1k.safetensors"
     file = project / paths.ARCHIVES / "test_convnext.r160_in1k.safetensors"
     assert digest(CONVNEXT.weights, CONVNEXT.backbone) == hashlib.sha256(file.read_bytes()).hexdigest()
     loaded = build(CONVNEXT, 3).backbone.model.state_dict()
@@ -245,9 +248,7 @@ def test_the_hubs_weights_are_fetched_once_and_known_by_their_content(project, h
 
 
 def test_only_who_asks_for_the_hub_reaches_it(project, hub):
-    for source in ("none", "imagenet"):
-        weights.fetch(network(source))
-    weights.fetch(dataclasses.replace(CONVNEXT, weights="none"))
+    assert weights.fetch(dataclasses.replace(CONVNEXT, weights="none")) is None
     build(dataclasses.replace(CONVNEXT, weights="none"), 3)
     assert hub == []
 
