@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +16,23 @@ from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou, true_neg
 from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
-BATCH_PIXELS = 2**20  # of neighbouring images of one size; at least one image
+BATCH_PIXELS = 2**20  # of neighbouring images that are scored together
 OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, recalibrate=None)
 
 Image = tuple[str, Tensor, Tensor]
 """An id, the image (3, H, W) uint8, and the mask (H, W) uint8 with 255 where it is not scored."""
 
-OnPrediction = Callable[[str, str, Tensor, Tensor], None]
-"""Takes a network's name, an image's id, the predicted classes (H, W) int64 and the mask, on the device."""
+
+class Prediction(NamedTuple):
+    """A network's prediction for one image, on the device, with the mask that it is scored against."""
+
+    probabilities: Tensor  # (C, H, W) float32
+    labels: Tensor  # (H, W) int64, the class of the highest probability
+    mask: Tensor  # (H, W) uint8, 255 where it is not scored
+
+
+OnPrediction = Callable[[str, str, Prediction], None]
+"""Takes a network's name, an image's id and the prediction."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,14 @@ class Scoring:
         """Return each network's confusion matrix over ``images``: (C, C) int64 on the CPU, rows = target.
 
         All networks lie on the device and see the same decoded images in evaluation mode; afterwards every
-        module's mode is as before. Without ``on_prediction`` the host waits for the device once, at the end.
-        Raises UserError for a mask of another size than its image, and if the GPU's memory is too small.
+        module's mode is as before. The host waits for the device once, at the end. With ``on_prediction``
+        networks see one image at a time, so that its prediction does not depend on its neighbours. Raises
+        UserError for a mask of another size than its image, and if the GPU's memory is too small.
         """
         classes, device = self.num_classes, self.device
         totals = torch.zeros(len(networks), classes, classes, dtype=torch.int64, device=device)
-        with _evaluation_mode(networks.values(), device, self.precision):
-            for batch in _batches(images):
+        with evaluation_mode(networks.values(), device, self.precision):
+            for batch in _batches(images, BATCH_PIXELS if on_prediction is None else 1):
                 height, width = batch[0][2].shape
                 with enough_memory(
                     f"scoring {len(batch)} image(s) of {width}x{height}",
@@ -64,12 +75,12 @@ class Scoring:
                     raw = torch.stack([image for _, image, _ in batch]).to(device, non_blocking=True)
                     masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
                     for total, (name, network) in zip(totals, networks.items(), strict=True):
-                        predicted = predict(network, raw, self.evaluation).argmax(1)
-                        total += confusion_matrix(predicted, masks, classes)
-                        if on_prediction is None:
-                            continue
-                        for (identifier, _, _), labels, mask in zip(batch, predicted, masks, strict=True):
-                            on_prediction(name, identifier, labels, mask)
+                        probabilities = predict(network, raw, self.evaluation)
+                        labels = probabilities.argmax(1)
+                        total += confusion_matrix(labels, masks, classes)
+                        if on_prediction is not None:
+                            seen = Prediction(probabilities[0], labels[0], masks[0])
+                            on_prediction(name, batch[0][0], seen)
         return dict(zip(networks, totals.cpu(), strict=True))
 
     def figures(self, matrix: Tensor) -> dict[str, float]:
@@ -78,9 +89,9 @@ class Scoring:
 
 
 def predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation = OWN_SIZE) -> Tensor:
-    """Return class scores (B, C, H, W) float32 of images (B, 3, H, W) uint8 at their own size.
+    """Return class probabilities (B, C, H, W) float32 of images (B, 3, H, W) uint8 at their own size.
 
-    Scores are logits, or with a sliding window the mean probability over the windows that see a pixel.
+    With a sliding window they are the mean over the windows that see a pixel.
     """
     size = size_of(images)
     if evaluation.long_side is not None:
@@ -89,12 +100,11 @@ def predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation
         images = resize(images, smaller, InterpolationMode.BILINEAR, antialias=True)
     pixels = images.float().div_(255).contiguous(memory_format=torch.channels_last)
     if evaluation.window is None:
-        return network.logits(network.features(pixels), size)
+        return network.logits(network.features(pixels), size).softmax(1)
     assert evaluation.stride is not None
-    scores = _by_windows(
-        network, pixels, evaluation.window, max(1, int(evaluation.window * evaluation.stride))
-    )
-    return scores if size_of(scores) == size else upsample(scores, size)
+    stride = max(1, int(evaluation.window * evaluation.stride))
+    probabilities = _by_windows(network, pixels, evaluation.window, stride)
+    return probabilities if size_of(probabilities) == size else upsample(probabilities, size)
 
 
 def _by_windows(network: SegmentationNetwork, pixels: Tensor, window: int, stride: int) -> Tensor:
@@ -127,8 +137,8 @@ def score(matrix: Tensor, classes: Sequence[str]) -> Score:
     )
 
 
-def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
-    """Yield neighbouring images of one size, at most BATCH_PIXELS together."""
+def _batches(images: Iterable[Image], pixels: int) -> Iterator[list[Image]]:
+    """Yield neighbouring images of one size, at most ``pixels`` together; at least one image."""
     batch: list[Image] = []
     for name, image, mask in images:
         size = mask.shape
@@ -137,7 +147,7 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
                 f"{name}: its mask is {size[1]}x{size[0]} pixels, its image "
                 f"{image.shape[2]}x{image.shape[1]}; prepare the dataset again"
             )
-        if batch and (batch[0][2].shape != size or (len(batch) + 1) * size.numel() > BATCH_PIXELS):
+        if batch and (batch[0][2].shape != size or (len(batch) + 1) * size.numel() > pixels):
             yield batch
             batch = []
         batch.append((name, image, mask))
@@ -146,10 +156,13 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
 
 
 @contextmanager
-def _evaluation_mode(
+def evaluation_mode(
     networks: Iterable[SegmentationNetwork], device: torch.device, precision: str
 ) -> Iterator[None]:
-    """Evaluation mode, no gradients, autocast; cuDNN must not time its algorithms anew for every size."""
+    """Predict in evaluation mode, without gradients, in ``precision``; afterwards restore every mode.
+
+    cuDNN does not time its algorithms meanwhile: it would do so for every size of image.
+    """
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
     timing = torch.backends.cudnn.benchmark

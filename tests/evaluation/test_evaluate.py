@@ -16,7 +16,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.parameters import RunConfig
 from semiseg.base.paths import Run
 from semiseg.data import prepared, splits
-from semiseg.evaluation import evaluate, record
+from semiseg.evaluation import evaluate, record, trained
 from semiseg.evaluation.evaluate import condense_history, condensed
 from semiseg.evaluation.metrics import confusion_matrix, mean_iou
 from semiseg.training import step as training_step
@@ -76,7 +76,7 @@ def test_the_short_history_is_rounded_and_a_missing_one_named(
 @pytest.fixture
 def config(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run that is trained."""
-    for module in (training_step, evaluate):
+    for module in (training_step, trained):
         monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_network(num_classes))
     config = miniature.config("cmb")
     miniature.train(config)

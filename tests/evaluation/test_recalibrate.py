@@ -11,8 +11,9 @@ from semiseg.base import parameters
 from semiseg.base.parameters import RunConfig
 from semiseg.data import prepared, splits
 from semiseg.data.streams import Images, labelled_batches
-from semiseg.evaluation.evaluate import recalibrate, score_run
+from semiseg.evaluation.evaluate import score_run
 from semiseg.evaluation.score import Scoring
+from semiseg.evaluation.trained import recalibrate
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint, loop

@@ -1,6 +1,8 @@
 """Scoring against plain loops over images, windows and pixels."""
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Evaluation, Network
+from semiseg.base.parameters import Network
 from semiseg.evaluation import score
 from semiseg.evaluation.metrics import confusion_matrix, true_negatives
-from semiseg.evaluation.score import Scoring, predict, window_starts
+from semiseg.evaluation.score import OWN_SIZE, Prediction, Scoring, predict, window_starts
 from semiseg.models.build import build
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 from tests import miniature
@@ -106,8 +108,9 @@ def test_every_image_is_shown_with_what_each_network_makes_of_it():
     images = photographs((5, 8), (5, 8), (8, 5))
     shown = {}
 
-    def seen(network, identifier, labels, mask):
-        shown[network, identifier] = confusion_matrix(labels, mask, 3)
+    def seen(network: str, identifier: str, prediction: Prediction) -> None:
+        assert torch.equal(prediction.labels, prediction.probabilities.argmax(0))
+        shown[network, identifier] = confusion_matrix(prediction.labels, prediction.mask, 3)
 
     networks = {"student": brightest_channel(), "teacher": constant(2)}
     totals = SCORING.count(networks, images, seen)
@@ -130,6 +133,9 @@ def test_neighbours_of_one_size_are_scored_together_up_to_a_limit(monkeypatch):
     alone = [SCORING.count({"student": network}, [each])["student"] for each in images]
     assert together.tolist() == sum(alone).tolist()
     assert together.sum() == sum(mask.numel() for _, _, mask in images)
+    batches.clear()
+    SCORING.count({"student": network}, images, lambda name, identifier, prediction: None)
+    assert batches == [1] * 7
 
 
 def test_a_mask_of_another_size_is_refused_by_name():
@@ -243,7 +249,7 @@ def test_a_sliding_window_averages_the_windows_that_see_a_pixel(
     small.eval()
     images = torch.stack([image for _, image, _ in photographs(size, size)])
     with torch.no_grad():
-        found = predict(small, images, Evaluation(None, 16, share))
+        found = predict(small, images, replace(OWN_SIZE, window=16, stride=share))
         expected = torch.stack([windowed(small, each, 16, int(16 * share)) for each in images])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.sum(1), torch.ones(2, *size))
@@ -253,7 +259,7 @@ def test_a_sliding_window_averages_the_windows_that_see_a_pixel(
     ("size", "long_side", "smaller"),
     [((40, 30), 20, (20, 15)), ((30, 41), 20, (15, 20)), ((10, 10), 25, (25, 25)), ((1, 100), 10, (1, 10))],
 )
-def test_a_long_side_resizes_the_image_and_brings_the_logits_back(
+def test_a_long_side_resizes_the_image_and_brings_the_scores_back(
     size: tuple[int, int], long_side: int, smaller: tuple[int, int]
 ) -> None:
     network, shapes = brightest_channel(), []
@@ -262,10 +268,10 @@ def test_a_long_side_resizes_the_image_and_brings_the_logits_back(
     )
     ((_, image, _),) = photographs(size)
     with torch.no_grad():
-        found = predict(network, image[None], Evaluation(long_side, None, None))
+        found = predict(network, image[None], replace(OWN_SIZE, long_side=long_side))
     assert shapes == [(1, 3, *smaller)]
     resized = interpolate(image[None].float(), smaller, mode="bilinear", antialias=True) / 255
-    expected = interpolate(resized, size, mode="bilinear")  # the network's logits are its image
+    expected = interpolate(resized, size, mode="bilinear").softmax(1)  # the network's logits are its image
     torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
 
 
@@ -273,19 +279,19 @@ def test_windows_slide_over_the_resized_image() -> None:
     network = brightest_channel()
     ((_, image, _),) = photographs((30, 44))
     with torch.no_grad():
-        found = predict(network, image[None], Evaluation(22, 8, 0.5))
+        found = predict(network, image[None], replace(OWN_SIZE, long_side=22, window=8, stride=0.5))
         resized = interpolate(image[None].float(), (15, 22), mode="bilinear", antialias=True).round().byte()
         expected = interpolate(windowed(network, resized[0], 8, 4)[None], (30, 44), mode="bilinear")
     torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255)
 
 
 @pytest.mark.parametrize(
-    "evaluation", [(None, None, None), (24, None, None), (None, 16, 0.5), (40, 16, 0.75)]
+    "fields",
+    [{}, {"long_side": 24}, {"window": 16, "stride": 0.5}, {"long_side": 40, "window": 16, "stride": 0.75}],
+    ids=str,
 )
-def test_pixels_are_counted_at_the_masks_own_size(
-    small: SegmentationNetwork, evaluation: tuple[int | None, int | None, float | None]
-) -> None:
-    images, way = photographs((20, 33), (20, 33), (33, 20)), Evaluation(*evaluation)
+def test_pixels_are_counted_at_the_masks_own_size(small: SegmentationNetwork, fields: dict[str, Any]) -> None:
+    images, way = photographs((20, 33), (20, 33), (33, 20)), replace(OWN_SIZE, **fields)
     matrix = Scoring(3, CPU, "fp32", way).count({"only": small}, images)["only"]
     small.eval()
     expected = torch.zeros(3, 3, dtype=torch.int64)
@@ -298,8 +304,9 @@ def test_pixels_are_counted_at_the_masks_own_size(
 
 
 def test_a_run_is_scored_as_its_protocol_says(mini_project) -> None:
-    config = miniature.config(evaluation=Evaluation(32, 16, 0.5), precision="bf16")
-    assert Scoring.of(config, CPU) == Scoring(3, CPU, "bf16", Evaluation(32, 16, 0.5))
+    evaluation = replace(OWN_SIZE, long_side=32, window=16, stride=0.5)
+    config = miniature.config(evaluation=evaluation, precision="bf16")
+    assert Scoring.of(config, CPU) == Scoring(3, CPU, "bf16", evaluation)
 
 
 def test_the_figures_of_a_matrix_are_those_of_the_metrics() -> None:
