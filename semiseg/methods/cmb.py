@@ -116,13 +116,13 @@ class Config(contract.Config):
         """Refuse a ramp-up that the contrast never outlives and a memory that starts before the run."""
         if self.start >= protocol.steps:
             raise ValueError(
-                f"ramp_up_steps: the contrast starts at step {self.start}, and the run has {protocol.steps} "
-                "steps; lower it for this protocol"
+                f"ramp_up_steps: {self.ramp_up_steps} leaves no step for the contrast in a run of "
+                f"{protocol.steps}; lower it for this protocol"
             )
         if self.memory_lead_steps > self.ramp_up_steps:
             raise ValueError(
-                f"memory_lead_steps: {self.memory_lead_steps} are more than the {self.ramp_up_steps} of "
-                "ramp_up_steps; lower them"
+                f"memory_lead_steps: {self.memory_lead_steps} is more than ramp_up_steps, "
+                f"{self.ramp_up_steps}; lower it for this protocol"
             )
 
     @property

@@ -82,11 +82,10 @@ class Config(contract.Config):
 
     def check(self, protocol: Protocol) -> None:
         """Refuse a start that no step of the run reaches."""
-        start = self.start_share * protocol.steps
-        if start > protocol.steps - 1:
+        if self.start_share * protocol.steps > protocol.steps - 1:
             raise ValueError(
-                f"start_share: unlabelled images are learned from step {start:g} on, and the run has "
-                f"{protocol.steps} steps; lower it"
+                f"start_share: {self.start_share} leaves no step for unlabelled images in a run of "
+                f"{protocol.steps}; lower it"
             )
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semiseg.base.parameters import Geometry
+from semiseg.base import parameters
+from semiseg.base.parameters import Geometry, Protocol
 from semiseg.methods import cmb
 from semiseg.methods.cmb import Config, Method
 from semiseg.methods.contract import IGNORE, Labelled, Task
 from tests.methods.waits import Waits
+from tests.project import ROOT
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 3, 32
@@ -58,6 +60,36 @@ def test_the_memory_fills_before_the_contrast_starts(step: int, filled: bool, co
     _, logs = take_step(method, step)
     assert (logs["memory"] > 0) == filled
     assert (logs["contrast"] > 0) == contrasted
+
+
+@pytest.mark.parametrize(
+    ("step", "filled", "contrasted"),
+    [(50, False, False), (51, True, False), (100, True, False), (101, True, True)],
+)
+def test_the_released_code_starts_everything_a_step_later(step: int, filled: bool, contrasted: bool) -> None:
+    method = learner(memory_filter=False, start_late=True)
+    method.memory.count.zero_()
+    _, logs = take_step(method, step)
+    assert (logs["memory"] > 0) == filled
+    assert (logs["contrast"] > 0) == contrasted
+
+
+def protocol(steps: int) -> Protocol:
+    return dataclasses.replace(parameters.load(ROOT / "params.yaml").protocols["demo"], steps=steps)
+
+
+def test_a_ramp_up_that_the_run_does_not_outlive_is_refused_with_both_numbers() -> None:
+    SMALL.check(protocol(101))
+    with pytest.raises(ValueError, match=r"^ramp_up_steps: 100 .* 100;"):
+        SMALL.check(protocol(100))
+    with pytest.raises(ValueError, match=r"^ramp_up_steps: 100 .* 101;"):
+        dataclasses.replace(SMALL, start_late=True).check(protocol(101))
+
+
+def test_a_memory_that_would_fill_before_the_run_is_refused_with_both_numbers() -> None:
+    dataclasses.replace(SMALL, memory_lead_steps=100).check(protocol(1000))
+    with pytest.raises(ValueError, match=r"^memory_lead_steps: 101 .* 100;"):
+        dataclasses.replace(SMALL, memory_lead_steps=101).check(protocol(1000))
 
 
 def test_the_teacher_is_the_student_after_the_first_step_and_the_mean_of_two_after_the_second() -> None:
@@ -154,6 +186,25 @@ def test_correct_and_confident_pixels_enter_highest_attention_first() -> None:
 
 def test_the_released_code_keeps_the_lowest_attention() -> None:
     assert entered(2, memory_order="lowest") == [0.1, 0.5]
+
+
+def test_the_released_code_ranks_a_class_only_where_its_pixels_are_too_many() -> None:
+    assert entered(4, memory_rank_all=False) == [0.1, 0.9, 0.5, 0.6]  # raster order
+    assert entered(3, memory_rank_all=False) == [0.9, 0.6, 0.5]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_single_good_pixel_is_no_feature_of_a_teacher_in_training_mode(training: bool) -> None:
+    """Batch norm would map it to its bias, and the memory would hold a vector that no pixel has."""
+    for good, expected in ((1, 0 if training else 1), (2, 2)):
+        method = learner(teacher_training_mode=training, memory_filter=False, memory_size=64)
+        method.memory.count.zero_()
+        labels = torch.full((1, CROP, CROP), IGNORE)
+        labels[0, 0, : 4 * good] = 1  # features are four pixels apart
+        method.teacher.train(training)
+        method.teacher_projection.train(training)
+        method.remember(cmb.Pixels(torch.rand(1, 3, CROP, CROP), labels, torch.ones(1, CROP, CROP)))
+        assert method.memory.count.tolist() == [0, expected, 0, 0]
 
 
 def test_without_the_filter_all_labelled_pixels_compete() -> None:
@@ -290,6 +341,22 @@ def test_the_logs_say_which_sides_are_weighed(attention: str, weighed: tuple[boo
         ({"class_balance": True}, {"supervised", "pseudo"}),
         ({"memory_filter": False}, {"contrast"}),
         ({"memory_size": 64}, {"contrast"}),
+        ({"memory_rank_all": False, "memory_filter": False}, {"contrast"}),
+        (
+            {"start_late": True, "ramp_up_steps": STEP, "memory_lead_steps": 0},
+            {"pseudo", "entropy", "contrast"},
+        ),
+        ({"strong_first": True}, set()),
+        ({"least_features": 9}, {"contrast"}),  # the memory holds eight
+        ({"weak_jitter_probability": 1.0}, {"supervised", "contrast"}),
+        ({"weak_jitter": (0.0, 0.0, 0.0, 0.0)}, {"supervised", "contrast"}),
+        ({"strong_scale": (0.5, 0.5)}, {"pseudo", "entropy", "contrast"}),
+        ({"strong_scale_probability": 0.0}, {"pseudo", "entropy", "contrast"}),
+        ({"strong_flip_probability": 1.0}, {"pseudo", "entropy", "contrast"}),
+        ({"strong_jitter": (0.1, 0.0, 0.0, 0.0)}, {"pseudo", "entropy", "contrast"}),
+        ({"strong_jitter_probability": 0.0}, {"pseudo", "entropy", "contrast"}),
+        ({"jitter_additive": True}, {"supervised", "pseudo", "entropy", "contrast"}),
+        ({"strong_blur_probability": 1.0}, {"pseudo", "entropy", "contrast"}),
     ],
 )
 def test_a_switch_moves_the_losses_it_names_and_no_other(changes: dict[str, Any], moved: set[str]) -> None:
@@ -357,11 +424,66 @@ def test_class_balance_waits_for_a_pass_over_the_unlabelled_images() -> None:
         ({"memory_order": "first"}, "memory_order"),
         ({"images_hold": "some"}, "images_hold"),
         ({"attention": "none"}, "memory_order must be random"),
+        ({"pseudo_weight": -1.0}, "pseudo_weight"),
+        ({"entropy_weight": math.nan}, "entropy_weight"),
+        ({"contrast_weight": math.inf}, "contrast_weight"),
+        ({"confidence_power": -0.5}, "confidence_power"),
+        ({"ramp_up_steps": -1}, "ramp_up_steps"),
+        ({"memory_lead_steps": -1}, "memory_lead_steps"),
+        ({"teacher_decay": 1.5}, "teacher_decay"),
+        ({"teacher_rate": math.nan}, "teacher_rate"),
+        ({"dim": 0}, "dim"),
+        ({"memory_size": -3}, "memory_size"),
+        ({"least_features": 0}, "least_features"),
+        ({"memory_confidence": 1.1}, "memory_confidence"),
+        ({"mix_labelled": -0.1}, "mix_labelled"),
+        ({"mix_unlabelled": 2.0}, "mix_unlabelled"),
+        ({"mix_extra_classes": -1}, "mix_extra_classes"),
+        ({"weak_jitter": (0.1, 0.1, -0.1, 0.0)}, "weak_jitter"),
+        ({"weak_jitter_probability": math.nan}, "weak_jitter_probability"),
+        ({"strong_scale": (1.75, 0.75)}, "strong_scale"),
+        ({"strong_scale": (0.0, 1.0)}, "strong_scale"),
+        ({"strong_scale_probability": 1.1}, "strong_scale_probability"),
+        ({"strong_flip_probability": -0.5}, "strong_flip_probability"),
+        ({"strong_jitter": (0.1, 0.1, 0.1, 0.6)}, "strong_jitter"),
+        ({"strong_jitter_probability": 8.0}, "strong_jitter_probability"),
+        ({"strong_blur": (0.1, math.inf)}, "strong_blur"),
+        ({"strong_blur_probability": -1.0}, "strong_blur_probability"),
     ],
 )
-def test_an_option_that_means_nothing_is_refused(changes: dict[str, str], message: str) -> None:
+def test_an_option_that_means_nothing_is_refused_by_its_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**changes)
+
+
+def test_the_strong_views_are_blurred_by_axis_on_request() -> None:
+    """Deviation 0.1 down columns leaves them alone; 1.5 along rows does not."""
+    config = {
+        "strong_scale_probability": 0.0,
+        "strong_flip_probability": 0.0,
+        "strong_jitter_probability": 0.0,
+    }
+    method = learner(**config, strong_blur_probability=1.0, blur_by_axis=True)
+    stripes = (torch.arange(CROP) % 2.0).expand(1, 3, CROP, CROP)
+    for images, kept in ((stripes, False), (stripes.mT, True)):
+        anchor = cmb.Pixels(images, torch.zeros(1, CROP, CROP, dtype=torch.int64), torch.ones(1, CROP, CROP))
+        view = method.strong_view(anchor, step=0)
+        assert torch.allclose(view.images, images, atol=1e-4) == kept
+
+
+def test_statistics_end_with_the_second_pass_of_the_student() -> None:
+    """Momentum 0.1: after two passes the running mean holds 0.1 of the second and 0.09 of the first."""
+    found = []
+    for first in (False, True):
+        method = learner(strong_first=first).train()
+        seen: list[Tensor] = []
+        convolution, norm = method.student.backbone.layers[:2]
+        convolution.register_forward_hook(lambda module, given, output, seen=seen: seen.append(output))
+        take_step(method)
+        one, two = (each.detach().mean(dim=(0, 2, 3)) for each in seen)
+        assert torch.allclose(norm.running_mean, 0.09 * one + 0.1 * two, atol=1e-6)
+        found.append([len(each) for each in seen])
+    assert found == [[BATCH, 2 * BATCH], [2 * BATCH, BATCH]]
 
 
 # --- views and speed ------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -6,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 
+from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Geometry
 from semiseg.losses import directional_blocks
 from semiseg.methods.contract import IGNORE, Labelled, Task, Unlabelled
 from semiseg.methods.dcc import Config, Method, views
 from tests.methods.waits import Waits
+from tests.project import ROOT
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS, STEP = 4, 4, 32, 80, 40
@@ -223,6 +227,15 @@ def test_consistency_starts_after_a_share_of_the_run(share: float, first: int) -
         assert (logs["consistency"] > 0) == (step >= first)
 
 
+def test_a_start_that_no_step_reaches_is_refused_with_both_numbers() -> None:
+    protocol = dataclasses.replace(parameters.load(ROOT / "params.yaml").protocols["demo"], steps=10)
+    for share in (0.0, 0.5, 0.9):
+        Config(start_share=share).check(protocol)
+    for share in (0.95, 1.0):
+        with pytest.raises(ValueError, match=rf"^start_share: {share} .* 10;"):
+            Config(start_share=share).check(protocol)
+
+
 def test_before_the_start_unlabelled_images_are_not_seen() -> None:
     method, only = learner(bank_steps=1), learner()
     take_step(method, 4)
@@ -260,6 +273,13 @@ def test_a_run_with_a_bank_goes_on_exactly() -> None:
         ({"iou": (0.4, 0.6)}, {"views"}),
         ({"unlabelled_scale": (0.8, 1.0)}, {"views"}),
         ({"stride": 16}, {"views"}),
+        ({"flip_probability": 1.0}, {"views"}),
+        ({"blur_sigma": 2.0}, {"consistency"}),
+        ({"blur_taps": (1.0, 4.0, 6.0, 4.0, 1.0)}, {"consistency"}),
+        ({"blur_probability": 1.0}, {"consistency"}),
+        ({"jitter": (0.1, 0.0, 0.0, 0.0)}, {"consistency"}),
+        ({"jitter_probability": 0.0}, {"consistency"}),
+        ({"grey_probability": 1.0}, {"consistency"}),
     ],
 )
 def test_a_switch_moves_what_it_says_and_nothing_else(changes: dict[str, Any], moved: set[str]) -> None:
@@ -318,7 +338,25 @@ def test_each_view_has_its_own_colours() -> None:
         ({"unlabelled_scale": (0.0, 1.0)}, "unlabelled_scale"),
         ({"stride": 0}, "stride"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
         ({"bank_steps": -1}, "bank_steps"),
+        ({"weight": -0.1}, "weight"),
+        ({"weight": math.inf}, "weight"),
+        ({"start_share": 1.5}, "start_share"),
+        ({"unlabelled_scale": (2.0, 0.8)}, "unlabelled_scale"),
+        ({"iou": (0.0, 1.1)}, "iou"),
+        ({"flip_probability": -1.0}, "flip_probability"),
+        ({"blur_sigma": 0.0}, "blur_sigma"),
+        ({"blur_taps": (1.0, 1.0)}, "blur_taps"),
+        ({"blur_taps": (0.0, 0.0, 0.0)}, "blur_taps"),
+        ({"blur_taps": (1.0, -2.0, 3.0)}, "blur_taps"),
+        ({"blur_probability": 1.5}, "blur_probability"),
+        ({"jitter": (-0.1, 0.0, 0.0, 0.0)}, "jitter"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.7)}, "jitter"),
+        ({"jitter_probability": math.nan}, "jitter_probability"),
+        ({"grey_probability": 2.0}, "grey_probability"),
+        ({"dim": 0}, "dim"),
+        ({"threshold": -0.5}, "threshold"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
