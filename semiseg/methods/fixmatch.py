@@ -1,9 +1,11 @@
-"""FixMatch for segmentation, and UniMatch: pseudo-labels of a weak view for strong ones.
+"""FixMatch for segmentation, UniMatch and UniMatch V2: pseudo-labels of a weak view for strong ones.
 
 Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation,
 CVPR 2023, which carries FixMatch (Sohn et al., NeurIPS 2020) over to pixels and adds UniMatch's second strong
-view and feature perturbation. "Released code" is github.com/LiheYoung/UniMatch at 0324f3dd;
-docs/deviations.md lists where it differs from the paper, and the option for each difference.
+view and feature perturbation. Yang, Zhao, Zhao: UniMatch V2, TPAMI 2025, puts complementary channel dropout
+on the two strong views in place of the perturbed weak one. "Released code" is github.com/LiheYoung/UniMatch
+at 0324f3dd and LiheYoung/UniMatch-V2 at f6afb4df; docs/deviations.md lists where it differs from the paper,
+and the option for each difference.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semiseg.base import checks
-from semiseg.base.distributed import uniform
+from semiseg.base.distributed import gathered, uniform
 from semiseg.base.parameters import Geometry, Protocol
 from semiseg.data.augment import Pixels
 from semiseg.losses import confident_cross_entropy
@@ -35,21 +37,23 @@ from semiseg.methods.common import (
 )
 from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
-from semiseg.models.network import SegmentationNetwork, size_of, upsample
-from semiseg.models.perturbations import channel_dropout
+from semiseg.models.network import Maps, SegmentationNetwork, size_of
+from semiseg.models.perturbations import channel_dropout, complementary_dropout
 
 REVISION = 1  # raise it when a change alters the numbers of a run
 
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """FixMatch's hyper-parameters; the defaults follow the paper. The recipe ``unimatch`` sets its own."""
+    """Hyper-parameters; the defaults are FixMatch's, ``unimatch`` and ``unimatch_v2`` are recipes."""
 
     # the total loss: (L_sup + strong_weight L_strong + feature_weight L_feature) / 2
     strong_weight: float = 1.0  # UniMatch: μ = 0.5
-    strong_views: int = 1  # UniMatch: 2; L_strong is their mean
+    strong_views: int = 1  # UniMatch, UniMatch V2: 2; L_strong is their mean
     feature_weight: float = 0.0  # UniMatch: λ = 0.5
     feature_dropout: float = 0.5  # of the channels of each of the backbone's maps
+    # UniMatch V2: of the two strong views of half of the images, each loses the channels that the other keeps
+    complementary_dropout: bool = False
     # pseudo-labels of the student in training mode (train), in evaluation mode (eval), or of a moving average
     # (teacher); released: an image's own are train's, and those that are pasted into it eval's
     pseudo_labels: str = "train"
@@ -68,6 +72,8 @@ class Config(contract.Config):
         checks.within(self, 0, 1, "threshold", "teacher_decay")
         if not 0 <= self.feature_dropout < 1:
             raise ValueError(f"feature_dropout: {self.feature_dropout} is outside [0, 1)")
+        if self.complementary_dropout and self.strong_views != 2:
+            raise ValueError(f"complementary_dropout: needs strong_views: 2, not {self.strong_views}")
 
     def check(self, protocol: Protocol) -> None:
         if self.hard_examples is not None:
@@ -106,10 +112,10 @@ class Method(contract.Method):
         # The weak views are labelled; strong views of the same images learn from the pseudo-labels.
         weak = self._weak_pass(labelled.images, unlabelled["image"], unlabelled["mask"])
         strong = [self._strong_view(weak) for _ in range(config.strong_views)]
-        logits = self.student(together(*(view.images for view in strong)))
+        logits = self._strong_pass([view.images for view in strong])
 
         supervised = supervised_loss(weak.labelled, labelled.masks, config.hard_examples)
-        losses = map(self._consistency, apart(logits, *(len(view.images) for view in strong)), strong)
+        losses = map(self._consistency, logits, strong)
         consistency = torch.stack(list(losses)).mean()
         feature = torch.zeros_like(supervised)
         if weak.perturbed is not None:
@@ -148,11 +154,33 @@ class Method(contract.Method):
         if perturbs:
             maps = [(*each, self._perturbed(each[1])) for each in maps]
         features = self.student.decode(tuple(together(*each) for each in maps))
-        logits = apart(upsample(self.student.classify(features), size_of(images)), *map(len, maps[0]))
+        logits = apart(self.student.logits(features, size_of(images)), *map(len, maps[0]))
 
         own = pseudo_labelled(images, padding, logits[1]) if labels_itself else evaluated
         assert own is not None
         return WeakPass(logits[0], logits[2] if perturbs else None, own, evaluated or own)
+
+    def _strong_pass(self, views: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the logits of each strong view, from one pass of the student."""
+        sizes = [len(view) for view in views]
+        maps = self.student.encode(together(*views))
+        if self.config.complementary_dropout:
+            maps = self._complementary(maps, sizes[0])
+        return apart(self.student.logits(self.student.decode(maps), size_of(views[0])), *sizes)
+
+    def _complementary(self, maps: Maps, images: int) -> Maps:
+        """Drop complementary channels from the views of half of the images, the same ones from every map."""
+        device = maps[0].device
+        draws = uniform(images, max(each.shape[1] for each in maps), device=device)
+        order = uniform(images, device=device)
+        everyone = gathered(order)
+        untouched = order < everyone.sort().values[len(everyone) // 2]
+        dropped: list[Tensor] = []
+        for each in maps:
+            one, two = apart(each, images, images)
+            pair = complementary_dropout(one, two, draws[:, : each.shape[1]], untouched)
+            dropped.append(together(*pair))
+        return tuple(dropped)
 
     def _perturbed(self, features: Tensor) -> Tensor:
         """Drop whole channels of features (B, D, h, w)."""

@@ -40,6 +40,18 @@ def channel_dropout(features: Tensor, draws: Tensor, rate: float) -> Tensor:
     return features[:, None] * kept[..., None, None]
 
 
+def complementary_dropout(
+    first: Tensor, second: Tensor, draws: Tensor, untouched: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give each of two views (B, D, h, w) the channels, doubled, that the other one loses (UniMatch V2).
+
+    draws: (B, D), uniform in [0, 1); untouched: (B,) bool, the images whose views keep all channels.
+    """
+    kept = 2 * (draws >= 0.5).to(first.dtype)
+    kept = kept.masked_fill(untouched[:, None], 1)[..., None, None]
+    return first * kept, second * (2 - kept)
+
+
 # --- perturbations that follow the prediction -----------------------------------------------------------
 
 

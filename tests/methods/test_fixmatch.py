@@ -16,6 +16,7 @@ from tests.methods.steps import BATCH, CROP, TASK, Array, batch, boxes, network,
 from tests.methods.waits import Waits
 
 UNIMATCH = {"strong_views": 2, "strong_weight": 0.5, "feature_weight": 0.5}
+UNIMATCH_V2 = {"strong_views": 2, "pseudo_labels": "teacher", "complementary_dropout": True}
 MODES = ("train", "eval", "teacher", "released")
 
 
@@ -182,6 +183,35 @@ def test_half_of_the_channels_of_every_map_are_dropped(monkeypatch: pytest.Monke
         assert not torch.equal(labelled, weak)
 
 
+def test_two_views_have_complementary_channels_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seen, encoded = learner(**UNIMATCH_V2), [], []
+    decode, encode = method.student.decode, method.student.encode
+    monkeypatch.setattr(method.student, "decode", lambda maps: seen.append(maps) or decode(maps))
+    monkeypatch.setattr(
+        method.student, "encode", lambda images: encoded.append(encode(images)) or encoded[-1]
+    )
+    for seed in range(5):
+        torch.manual_seed(seed)
+        method.training_step(*batch(), 0)
+        untouched = []
+        for maps, before in zip(seen[-1], encoded[-1], strict=True):  # of the strong views
+            pairs = (each.view(BATCH, 2, *each.shape[1:]).unbind(dim=1) for each in (maps, before))
+            (one, two), (whole_one, whole_two) = pairs
+            kept = one.flatten(2).any(dim=2), two.flatten(2).any(dim=2)
+            same = [
+                torch.equal(one[i], whole_one[i]) and torch.equal(two[i], whole_two[i]) for i in range(BATCH)
+            ]
+            alone = torch.tensor(same)
+            untouched.append(alone)
+            for i in range(BATCH):
+                if not alone[i]:
+                    assert torch.equal(kept[0][i], ~kept[1][i])
+                    assert torch.allclose(one[i][kept[0][i]], 2 * whole_one[i][kept[0][i]])
+                    assert torch.allclose(two[i][kept[1][i]], 2 * whole_two[i][kept[1][i]])
+            assert alone.sum() == BATCH // 2
+        assert all(torch.equal(each, untouched[0]) for each in untouched)
+
+
 # --- teacher ------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +257,7 @@ def test_hard_examples_reach_the_supervised_loss_alone() -> None:
         {"feature_weight": -1.0},
         {"feature_dropout": 1.0},
         {"teacher_decay": 1.1},
+        {"complementary_dropout": True},  # of one view
     ],
 )
 def test_an_option_out_of_range_is_refused(changes: dict[str, Any]) -> None:
@@ -234,7 +265,7 @@ def test_an_option_out_of_range_is_refused(changes: dict[str, Any]) -> None:
         Config(**changes)
 
 
-@pytest.mark.parametrize("options", [{"pseudo_labels": mode, **UNIMATCH} for mode in MODES])
+@pytest.mark.parametrize("options", [*({"pseudo_labels": mode, **UNIMATCH} for mode in MODES), UNIMATCH_V2])
 def test_a_step_never_waits_for_the_device(options: dict[str, Any]) -> None:
     method = learner(hard_examples=HardExamples(pixels=20), **options)
     batches = batch()

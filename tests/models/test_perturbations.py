@@ -67,6 +67,19 @@ def test_dropout_takes_whole_channels_and_scales_the_rest() -> None:
     assert many.mean().item() == pytest.approx(1, abs=0.03)
 
 
+def test_complementary_dropout_shares_the_channels_out_between_two_views() -> None:
+    torch.manual_seed(0)
+    one, two = torch.randn(2, 3, 4, 2, 2)
+    draws = torch.tensor([[0.1, 0.5, 0.9, 0.4]]).expand(3, 4)
+    first, second = perturbations.complementary_dropout(one, two, draws, torch.tensor([False, True, False]))
+    for image in (0, 2):
+        for channel, kept_by_first in enumerate([False, True, True, False]):
+            assert torch.equal(first[image, channel], 2.0 * kept_by_first * one[image, channel])
+            assert torch.equal(second[image, channel], 2.0 * (not kept_by_first) * two[image, channel])
+    assert torch.equal(first[1], one[1])
+    assert torch.equal(second[1], two[1])
+
+
 def test_a_mask_keeps_its_places() -> None:
     z, places = features(), uniform(BATCH, HEIGHT, WIDTH) < 0.5
     found = perturbations.masked(z, places)
