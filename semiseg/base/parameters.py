@@ -173,6 +173,7 @@ class Evaluation:
     long_side: int | None  # pixels; logits are brought back to the mask's size. null: the image's own size
     window: int | None  # pixels, the side of a sliding window. null: whole images
     stride: float | None  # of the window, as a share of its side
+    flip: bool  # average with the mirrored image's prediction
     # batches of labelled crops from which batch norm's statistics are estimated anew. null: as trained
     recalibrate: int | None
 

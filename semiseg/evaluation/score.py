@@ -17,7 +17,7 @@ from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
 BATCH_PIXELS = 2**20  # of neighbouring images that are scored together
-OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, recalibrate=None)
+OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, flip=False, recalibrate=None)
 
 Image = tuple[str, Tensor, Tensor]
 """An id, the image (3, H, W) uint8, and the mask (H, W) uint8 with 255 where it is not scored."""
@@ -91,8 +91,17 @@ class Scoring:
 def predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation = OWN_SIZE) -> Tensor:
     """Return class probabilities (B, C, H, W) float32 of images (B, 3, H, W) uint8 at their own size.
 
-    With a sliding window they are the mean over the windows that see a pixel.
+    With a sliding window they are the mean over the windows that see a pixel, with ``flip`` the mean with
+    those of the mirrored image.
     """
+    probabilities = _predict(network, images, evaluation)
+    if evaluation.flip:
+        mirrored = _predict(network, images.flip(-1), evaluation).flip(-1)
+        probabilities = (probabilities + mirrored) / 2
+    return probabilities
+
+
+def _predict(network: SegmentationNetwork, images: Tensor, evaluation: Evaluation) -> Tensor:
     size = size_of(images)
     if evaluation.long_side is not None:
         scale = evaluation.long_side / max(size)

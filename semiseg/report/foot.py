@@ -175,9 +175,11 @@ def scoring(evaluation: Evaluation) -> str:
     """Say on what a network is scored: whole images or windows, and at which size."""
     long_side, window = evaluation.long_side, evaluation.window
     size = "at their own size" if long_side is None else f"at a long side of {long_side} pixels"
+    mirrored = ", averaged with their mirror images" if evaluation.flip else ""
     if window is None:
-        return f"whole images {size}"
-    return f"windows of {window} pixels, {evaluation.stride:.3g} of their side apart, in images {size}"
+        return f"whole images {size}{mirrored}"
+    apart = f"{evaluation.stride:.3g} of their side apart"
+    return f"windows of {window} pixels, {apart}, in images {size}{mirrored}"
 
 
 def origin(records: Iterable[Record]) -> list[str]:

@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
 from semiseg.evaluation import score
-from semiseg.evaluation.metrics import confusion_matrix, true_negatives
-from semiseg.evaluation.score import OWN_SIZE, Prediction, Scoring, predict, window_starts
+from semiseg.evaluation.metrics import Prediction, confusion_matrix, true_negatives
+from semiseg.evaluation.score import OWN_SIZE, Scoring, predict, window_starts
 from semiseg.models.build import build
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 from tests import miniature
@@ -285,9 +285,27 @@ def test_windows_slide_over_the_resized_image() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255)
 
 
+@pytest.mark.parametrize("fields", [{}, {"long_side": 20}, {"window": 16, "stride": 0.5}], ids=str)
+def test_a_flip_averages_with_the_mirrored_image(small: SegmentationNetwork, fields: dict[str, Any]) -> None:
+    small.eval()
+    plain, flipped = replace(OWN_SIZE, **fields), replace(OWN_SIZE, flip=True, **fields)
+    images = torch.stack([image for _, image, _ in photographs((20, 33), (20, 33))])
+    with torch.no_grad():
+        own, mirrored = predict(small, images, plain), predict(small, images.flip(3), plain)
+        found = predict(small, images, flipped)
+        torch.testing.assert_close(found, (own + mirrored.flip(3)) / 2)
+        torch.testing.assert_close(predict(small, images.flip(3), flipped), found.flip(3))
+    assert (found - own).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"long_side": 24}, {"window": 16, "stride": 0.5}, {"long_side": 40, "window": 16, "stride": 0.75}],
+    [
+        {},
+        {"long_side": 24},
+        {"window": 16, "stride": 0.5},
+        {"long_side": 40, "window": 16, "flip": True, "stride": 0.75},
+    ],
     ids=str,
 )
 def test_pixels_are_counted_at_the_masks_own_size(small: SegmentationNetwork, fields: dict[str, Any]) -> None:

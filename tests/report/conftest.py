@@ -41,7 +41,7 @@ protocols:
     optimiser:
       {name: sgd, learning_rate: 0.05, backbone_factor: 1, head_factor: 1, layer_decay: 1, momentum: 0.9,
        weight_decay: 0, power: 0.9, clip_norm: null}
-    evaluation: {long_side: null, window: null, stride: null, recalibrate: null}
+    evaluation: {long_side: null, window: null, stride: null, flip: false, recalibrate: null}
     labelled_batch: 4
     unlabelled_batch: 6
     steps: 1500

@@ -4,13 +4,14 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Params
+from semiseg.base.parameters import Evaluation, Params
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
 from semiseg.report import foot, tables
@@ -135,6 +136,14 @@ def test_the_page_says_what_the_numbers_rest_on(params: Params, finish: Finish) 
     assert "the teacher of cmb" in first
     assert "flatters" in second
     assert rows(second)[2][1] == "53.5 ± 4.9 (2)"  # 57 and 50: 7 / sqrt(2)
+
+
+def test_the_foot_tells_how_images_are_scored() -> None:
+    whole = Evaluation(long_side=None, window=None, stride=None, flip=False, recalibrate=None)
+    windows = replace(whole, long_side=1024, window=801, stride=0.5, flip=True)
+    assert "mirror" not in foot.scoring(whole)
+    for part in ("801", "0.5", "1024", "mirror"):
+        assert part in foot.scoring(windows)
 
 
 def test_an_unknown_grid_is_refused(params: Params) -> None:
