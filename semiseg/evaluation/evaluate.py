@@ -5,9 +5,12 @@ Beside the record lie a short history and the headline network's prediction for 
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
@@ -18,13 +21,13 @@ from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
 from semiseg.evaluation import trained
-from semiseg.evaluation.metrics import confusion_matrix, mean_iou
+from semiseg.evaluation.metrics import FIGURES, Prediction, confusion_matrix, mean_iou
 from semiseg.evaluation.predict import write_mask
 from semiseg.evaluation.record import Provenance, Record, Scores
-from semiseg.evaluation.score import Prediction, Scoring, score
+from semiseg.evaluation.score import Scoring, score
 from semiseg.training import checkpoint
 
-REVISION = 1  # raise it when a change alters a record's figures for the same networks
+REVISION = 2  # raise it when a change alters a record's figures for the same networks
 HISTORY_ROWS = 100  # of the short history, and one more for each validation
 
 
@@ -50,8 +53,11 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
     headline = next(iter(model["last"]))
     num_classes = len(config.dataset.classes)
     mious: dict[str, float] = {}
+    counted = {name: dict.fromkeys(FIGURES, torch.zeros((), dtype=torch.int64)) for name in networks}
 
     def keep(network: str, identifier: str, prediction: Prediction) -> None:
+        for name, figure in FIGURES.items():
+            counted[network][name] = counted[network][name] + figure.counts(prediction)
         if network == f"last.{headline}":
             counts = confusion_matrix(prediction.labels, prediction.mask, num_classes)
             mious[identifier] = float(mean_iou(counts))
@@ -60,7 +66,10 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
     listed = config.dataset.evaluate
     images = evaluation_images(dataset, dataset.ids(listed), config.protocol.workers)
     matrices = Scoring.of(config, device).count(networks, images, keep)
-    scores = {name: score(matrix, config.dataset.classes) for name, matrix in matrices.items()}
+    scores = {
+        name: dataclasses.replace(score(matrix, config.dataset.classes), figures=_figures(counted[name]))
+        for name, matrix in matrices.items()
+    }
     each_image = pd.DataFrame(mious.items(), columns=["id", "miou"])
     write_text(config.run.artefacts / "images.csv", each_image.to_csv(index=False, lineterminator="\n"))
     return Record(
@@ -90,6 +99,12 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         ),
         confusion=tuple(map(tuple, matrices[f"last.{headline}"].tolist())),
     )
+
+
+def _figures(counts: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Return the value of each of FIGURES; None for one that has none."""
+    values = {name: float(FIGURES[name].value(count.cpu())) for name, count in counts.items()}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def condense_history(run: Run) -> None:

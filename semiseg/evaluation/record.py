@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Score:
 
     miou: float  # in [0, 1], the mean over the classes that have an IoU
     iou: Mapping[str, float | None]  # class name -> IoU in [0, 1]
+    # semiseg.evaluation.metrics.FIGURES by name; None: no value. Records of before they were added have none.
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

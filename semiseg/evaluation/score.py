@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from semiseg.base.errors import UserError
 from semiseg.base.gpu_memory import enough_memory
 from semiseg.base.parameters import Evaluation, RunConfig
-from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou, true_negatives
+from semiseg.evaluation.metrics import Prediction, confusion_matrix, iou, mean_iou, true_negatives
 from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
@@ -21,14 +20,6 @@ OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, flip=False, reca
 
 Image = tuple[str, Tensor, Tensor]
 """An id, the image (3, H, W) uint8, and the mask (H, W) uint8 with 255 where it is not scored."""
-
-
-class Prediction(NamedTuple):
-    """A network's prediction for one image, on the device, with the mask that it is scored against."""
-
-    probabilities: Tensor  # (C, H, W) float32
-    labels: Tensor  # (H, W) int64, the class of the highest probability
-    mask: Tensor  # (H, W) uint8, 255 where it is not scored
 
 
 OnPrediction = Callable[[str, str, Prediction], None]

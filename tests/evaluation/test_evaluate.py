@@ -18,7 +18,7 @@ from semiseg.base.paths import Run
 from semiseg.data import prepared, splits
 from semiseg.evaluation import evaluate, record, trained
 from semiseg.evaluation.evaluate import condense_history, condensed
-from semiseg.evaluation.metrics import confusion_matrix, mean_iou
+from semiseg.evaluation.metrics import FIGURES, Figure, Prediction, confusion_matrix, mean_iou
 from semiseg.training import step as training_step
 from tests import miniature
 from tests.miniature import CPU
@@ -156,3 +156,35 @@ def test_a_network_that_is_absent_or_broken_is_named(config: RunConfig) -> None:
     model.unlink()
     with pytest.raises(UserError, match=f"^{model}: .*train"):
         scored(config)
+
+
+# --- further figures ----------------------------------------------------------------------------------------
+
+
+def test_every_network_has_the_further_figures(config: RunConfig) -> None:
+    result = scored(config)
+    for scores in (result.last, result.best):
+        for figures in scores.networks.values():
+            assert figures.figures.keys() == FIGURES.keys()
+            assert all(0 <= value <= 1 for value in figures.figures.values() if value is not None)
+    record.write(result, config.run.metrics)
+    assert record.read(config.run.metrics) == result
+    tree = json.loads(config.run.metrics.read_text())
+    for moment in ("last", "best"):
+        for network in tree[moment]["networks"].values():
+            del network["figures"]
+    config.run.metrics.write_text(json.dumps(tree))
+    assert record.read(config.run.metrics).score(result.last).miou == result.miou
+
+
+def test_a_figure_is_added_without_training_again(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def right(prediction: Prediction) -> torch.Tensor:
+        return torch.stack(((prediction.labels == prediction.mask).sum(), (prediction.mask != 255).sum()))
+
+    before = (config.run.artefacts / "model.pt").read_bytes()
+    monkeypatch.setitem(FIGURES, "accuracy", Figure(right, lambda counts: counts[0] / counts[1]))
+    result = scored(config)
+    diagonal = sum(row[place] for place, row in enumerate(result.confusion))
+    accuracy = result.score(result.last).figures["accuracy"]
+    assert accuracy == pytest.approx(diagonal / sum(map(sum, result.confusion)))
+    assert (config.run.artefacts / "model.pt").read_bytes() == before

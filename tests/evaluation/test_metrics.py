@@ -6,7 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.evaluation.metrics import confusion_matrix, iou, mean_iou, true_negatives
+from semiseg.evaluation.metrics import (
+    FIGURES,
+    Prediction,
+    boundary_confusion,
+    boundary_iou,
+    calibration,
+    calibration_error,
+    confusion_matrix,
+    iou,
+    mean_iou,
+    near_boundary,
+    true_negatives,
+)
 
 
 def counted_one_by_one(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -111,3 +123,118 @@ def test_true_negatives_of_a_billion_pixels():
     matrix = torch.tensor([[10**9, 10], [0, 10**8]])
     # False negatives: the ten pixels with the first class's others.
     assert true_negatives(matrix).item() == pytest.approx(1 - 10 * 10**9 / (10**9 * (10**8 + 10)), rel=1e-9)
+
+
+# --- boundary IoU and calibration ---------------------------------------------------------------------------
+
+
+def drawn(classes: int, height: int, width: int, seed: int) -> Prediction:
+    """A random prediction and mask of patches of 4 x 4 pixels, some of them ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = -(-height // 4), -(-width // 4)
+
+    def patches(values: Tensor) -> Tensor:
+        return values.repeat_interleave(4, -2).repeat_interleave(4, -1)[..., :height, :width]
+
+    probabilities = patches(torch.randn(classes, rows, columns, generator=generator).mul(2).softmax(0))
+    mask = torch.randint(0, classes, (rows, columns), generator=generator, dtype=torch.uint8)
+    mask[torch.rand(rows, columns, generator=generator) < 0.2] = 255
+    return Prediction(probabilities, probabilities.argmax(0), patches(mask))
+
+
+def is_near_boundary(labels: Tensor, row: int, column: int, distance: int) -> bool:
+    height, width = labels.shape
+    for y in range(row - distance, row + distance + 1):
+        for x in range(column - distance, column + distance + 1):
+            if not (0 <= y < height and 0 <= x < width) or labels[y, x] != labels[row, column]:
+                return True
+    return False
+
+
+@pytest.mark.parametrize(("height", "width"), [(13, 21), (30, 9), (3, 3)])
+@pytest.mark.parametrize("distance", [1, 2, 5])
+def test_pixels_near_a_boundary_are_found_one_by_one(height: int, width: int, distance: int) -> None:
+    labels = drawn(3, height, width, seed=distance).labels
+    found = near_boundary(labels, distance)
+    expected = [[is_near_boundary(labels, y, x, distance) for x in range(width)] for y in range(height)]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_boundary_iou_equals_a_loop_over_classes_and_pixels(seed: int) -> None:
+    classes, height, width = 4, 60, 80  # a diagonal of 100 pixels: boundaries are 2 pixels wide
+    images = [drawn(classes, height, width, seed), drawn(classes, height, width, seed + 100)]
+    values = []
+    for label in range(classes):
+        both = either = 0
+        for _, labels, mask in images:
+            for y in range(height):
+                for x in range(width):
+                    if mask[y, x] == 255:
+                        continue
+                    predicted = labels[y, x] == label and is_near_boundary(labels, y, x, 2)
+                    true = mask[y, x] == label and is_near_boundary(mask, y, x, 2)
+                    both += bool(predicted and true)
+                    either += bool(predicted or true)
+        if either:
+            values.append(both / either)
+    counts = sum(boundary_confusion(each) for each in images)
+    assert boundary_iou(counts).item() == pytest.approx(sum(values) / len(values))
+
+
+def test_a_perfect_boundary_and_one_that_is_elsewhere() -> None:
+    mask = torch.zeros(50, 50, dtype=torch.uint8)
+    mask[:, 25:] = 1
+    other = mask.roll(8, 1)
+    for labels, expected in ((mask, 1.0), (other, None)):
+        probabilities = torch.nn.functional.one_hot(labels.long(), 2).permute(2, 0, 1).float()
+        value = boundary_iou(boundary_confusion(Prediction(probabilities, labels.long(), mask))).item()
+        if expected is None:
+            assert 0 < value < iou(confusion_matrix(labels, mask, 2)).mean()
+        else:
+            assert value == expected
+
+
+def test_the_calibration_error_by_hand() -> None:
+    # Two bins: 3 pixels at confidence 0.9, of which 2 are right, and 1 at 0.59 that is wrong; one is ignored.
+    confidence = torch.tensor([[0.9, 0.9, 0.9, 0.59, 0.99]])
+    probabilities = torch.stack((confidence, 1 - confidence))
+    mask = torch.tensor([[0, 0, 1, 1, 255]], dtype=torch.uint8)
+    counts = calibration(Prediction(probabilities, probabilities.argmax(0), mask))
+    assert counts[0].tolist() == [0] * 8 + [1] + [0] * 4 + [3, 0]
+    assert calibration_error(counts).item() == pytest.approx((3 * abs(2 / 3 - 0.9) + 0.59) / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_calibration_error_equals_a_loop(seed: int) -> None:
+    images = [drawn(5, 24, 31, seed), drawn(5, 12, 8, seed + 100)]
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for probabilities, labels, mask in images:
+        for confidence, label, truth in zip(
+            probabilities.max(0).values.flatten().tolist(),
+            labels.flatten().tolist(),
+            mask.flatten().tolist(),
+            strict=True,
+        ):
+            if truth != 255:
+                bins.setdefault(math.ceil(15 * confidence), []).append((confidence, label == truth))
+    total = sum(map(len, bins.values()))
+    expected = sum(abs(sum(right - sure for sure, right in each)) / total for each in bins.values())
+    counts = sum(calibration(each) for each in images)
+    assert calibration_error(counts).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_figures_have_no_value_where_nothing_is_scored() -> None:
+    probabilities, labels, mask = drawn(3, 10, 10, 0)
+    for figure in FIGURES.values():
+        assert math.isnan(figure.value(figure.counts(Prediction(probabilities, labels, mask.fill_(255)))))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_never_read_a_value_on_the_host(name: str) -> None:
+    image = Prediction(
+        torch.empty(3, 20, 30, device="meta"),
+        torch.empty(20, 30, dtype=torch.int64, device="meta"),
+        torch.empty(20, 30, dtype=torch.uint8, device="meta"),
+    )
+    assert FIGURES[name].counts(image).device.type == "meta"
