@@ -36,6 +36,7 @@ def on_meta(*arguments, num_classes: int = 21) -> SegmentationNetwork:
         (("deeplabv3plus", "resnet101", "none", 8, 256), DEEPLABV3PLUS),
         (("deeplabv3plus_cmb", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
         (("deeplabv3plus_dcc", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
+        (("deeplabv3plus_plain", "resnet50", "none", 16, 256), DEEPLABV3PLUS),
         (("deeplabv2", "resnet101", "none", 8, 256), DEEPLABV2),
         (("pspnet", "resnet50", "none", 8, 512), PSPNET),
     ],
@@ -75,7 +76,7 @@ def test_atrous_rates_follow_the_output_stride(output_stride, rates):
 # --- as released --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc"])
+@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc", "deeplabv3plus_plain"])
 def test_the_released_networks_have_the_weights_names_and_features_of_the_plain_one(head):
     plain, released = (on_meta(each, "resnet18", "none", 16, 8) for each in ("deeplabv3plus", head))
     assert {name: each.shape for name, each in released.state_dict().items()} == {
@@ -83,7 +84,7 @@ def test_the_released_networks_have_the_weights_names_and_features_of_the_plain_
     }
 
 
-@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc"])
+@pytest.mark.parametrize("head", ["deeplabv3plus_cmb", "deeplabv3plus_dcc", "deeplabv3plus_plain"])
 def test_the_released_networks_align_corners(head):
     """With aligned corners a corner's logits are those of the corner's feature."""
     torch.manual_seed(0)
@@ -135,6 +136,16 @@ def test_dccs_released_network_drops_out_between_the_decoders_convolutions():
     assert not (first.eval()(rows) == 0).all()
     zeros = (first.train()(torch.randn(4, 64 + 48, 16, 16)) == 0).float().mean()
     assert 0.7 < zeros < 0.8  # half by ReLU, half of the rest by dropout
+
+
+def test_the_plain_head_drops_nothing_out():
+    torch.manual_seed(0)
+    features = torch.rand(2, 16, 9, 9)
+    for head, same in (("deeplabv3plus_plain", True), ("deeplabv3plus", False)):
+        built = build(Network(head, "resnet18", "none", 16, 16), 5).train()
+        assert torch.equal(built.classify(features), built.classify(features)) == same
+        high = torch.rand(2, 512, 5, 5)
+        assert torch.equal(built.decoder.pyramid(high), built.decoder.pyramid(high)) == same
 
 
 def test_dccs_released_network_needs_a_resnet():
