@@ -24,8 +24,8 @@ def main() -> None:
         text, written = write.grid(params, name)
         print(text, "", "Written: " + ", ".join(map(str, written)), sep="\n")
     for refused in page.write(params):
-        print(f"warning: not in {page.PAGE}: {refused}", file=sys.stderr)
-    print(f"Written: {page.PAGE}")
+        print(f"warning: not in {page.INDEX}: {refused}", file=sys.stderr)
+    print(f"Written: {page.INDEX}")
 
 
 if __name__ == "__main__":

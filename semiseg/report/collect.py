@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from semiseg.base.errors import UserError
 from semiseg.base.parameters import Dataset, Grid, Params, Protocol, look_up
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record, Scores
 from semiseg.report import reference, trust
-from semiseg.report.reference import Cell, Logs, Printed
+from semiseg.report.reference import Logs, Place, Printed
 from semiseg.report.statistics import Summary, summarise
+from semiseg.report.trust import Records
 
 BASELINE = "supervised"  # the recipe that gains are measured against
 
@@ -49,8 +49,8 @@ class Results:
     grid: Grid
     params: Params
     records: Mapping[Run, Record]  # in the table's order: recipe, split, seed
-    printed: Mapping[Cell, Printed]  # the papers' figures
-    logged: Mapping[Cell, Logs]  # their authors' logs
+    printed: Mapping[Place, Printed]  # the papers' figures
+    logged: Mapping[Place, Logs]  # their authors' logs
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Results:
         """Summarise a class's IoU at the last step minus the baseline's, over seeds where both have one."""
         pairs = [
             (each, each.score(each.last).iou.get(label), baseline.score(baseline.last).iou.get(label))
-            for each, baseline in (self.pairs(recipe, BASELINE, split) if recipe != BASELINE else [])
+            for each, baseline in self.gained(recipe, split)
         ]
         return over_sets(
             (each, own - other) for each, own, other in pairs if own is not None and other is not None
@@ -108,6 +108,10 @@ class Results:
         """Return the finished runs of two recipes on one split, seed by seed."""
         others = {each.seed: each for each in self.runs(other, split)}
         return [(each, others[each.seed]) for each in self.runs(recipe, split) if each.seed in others]
+
+    def gained(self, recipe: str, split: str) -> list[tuple[Record, Record]]:
+        """Return the finished runs of a recipe and of the baseline, seed by seed; none for the baseline."""
+        return [] if recipe == BASELINE else self.pairs(recipe, BASELINE, split)
 
     def missing(self) -> list[Run]:
         """Return the runs of the table that have no record."""
@@ -151,10 +155,17 @@ def collect(params: Params, name: str) -> Results:
 
     Raises UserError for an unknown grid, and for a record that trust.read refuses.
     """
-    results, refused = survey(params, name)
-    for reason in refused.values():
-        raise UserError(reason)
-    return results
+    grid = look_up(params.grids, name, "grids")
+    return gather(params, name, trust.read(params, grid.runs()))
+
+
+def gather(params: Params, name: str, records: Records) -> Results:
+    """Return the grid ``name`` with those of ``records`` that are its runs'.
+
+    Raises UserError if one of its runs was refused.
+    """
+    records.check(params.grids[name].runs())
+    return _results(params, name, records)
 
 
 def survey(params: Params, name: str) -> tuple[Results, Mapping[Run, str]]:
@@ -162,7 +173,18 @@ def survey(params: Params, name: str) -> tuple[Results, Mapping[Run, str]]:
 
     Raises UserError for an unknown grid.
     """
-    grid = look_up(params.grids, name, "grids")
-    published, records = reference.load(), trust.read(params, grid.runs())
-    printed, logged = published.printed_beside(params, name), published.logged_beside(params, name)
-    return Results(name, grid, params, records.accepted, printed, logged), records.refused
+    records = trust.read(params, look_up(params.grids, name, "grids").runs())
+    return _results(params, name, records), records.refused
+
+
+def _results(params: Params, name: str, records: Records) -> Results:
+    grid, published = params.grids[name], reference.load()
+    accepted = {run: records.accepted[run] for run in grid.runs() if run in records.accepted}
+    return Results(
+        name,
+        grid,
+        params,
+        accepted,
+        published.printed_beside(params, name),
+        published.logged_beside(params, name),
+    )

@@ -1,10 +1,10 @@
-"""results/report.html: one self-contained page over all records.
+"""Write results/report.html, which compares all grids, and results/report/<grid>.html for each of them.
 
-It belongs to no single grid's stage: every stage that draws a grid's figures writes it anew from all the
-records and figures that are there, so whichever comes last leaves it complete.
+The pages belong to no single grid's stage: every stage that draws a grid's figures writes them anew from all
+the records and figures that are there, so the last one leaves them complete. They ask no host for anything;
+images lie beside them, in results/figures/.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,30 @@ from semiseg.base.files import write_text
 from semiseg.base.parameters import Params
 from semiseg.base.paths import RESULTS, Run
 from semiseg.evaluation.record import Record
-from semiseg.report import foot, papers, reference, tables
-from semiseg.report.collect import Results, best, collect, last
+from semiseg.report import collect, compare, foot, papers, reference, tables, trust
+from semiseg.report.collect import Results
 from semiseg.report.figures import kinds
-from semiseg.report.figures.kinds import Kind
-from semiseg.report.markup import to_html
+from semiseg.report.markup import one_line, to_html
 from semiseg.report.papers import Paper
 
-PAGE = RESULTS / "report.html"
+INDEX = RESULTS / "report.html"
+FOLDER = RESULTS / "report"
+TO_RESULTS = "../"  # from a page in FOLDER
 LOCK = Path("runs", ".report.lock")  # a folder outside git
 
 
 @dataclass(frozen=True)
+class Link:
+    """A file or folder that a page leads to."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Column:
+    """A column of the table of runs."""
+
     name: str
     number: bool = False
     hash: bool = False  # shown short, whole under the pointer
@@ -44,6 +55,8 @@ COLUMNS = (
     Column("mIoU last (%)", number=True),
     Column("mIoU best (%)", number=True),
     Column("best at step", number=True),
+    Column("other networks, last (%)", number=True),
+    Column("files"),
     Column("labelled", number=True),
     Column("revision", hash=True),
     Column("device"),
@@ -55,60 +68,85 @@ COLUMNS = (
     Column("configuration", hash=True),
     Column("labelled list", hash=True),
     Column("data", hash=True),
-    Column("record"),
 )
 
 
 def write(params: Params) -> list[str]:
-    """Write the page; return a line for each grid that it cannot show, with the reason."""
+    """Write the pages; return a line for each grid that they cannot show, with the reason."""
     LOCK.parent.mkdir(exist_ok=True)
     with FileLock(LOCK):  # two stages at once: the second reads what the first has written
-        text, refused = render(params)
-        write_text(PAGE, text)
+        pages, refused = render(params)
+        for path, text in pages.items():
+            write_text(path, text)
     return refused
 
 
-def render(params: Params) -> tuple[str, list[str]]:
-    """The page's text, and a line for each grid that it cannot show.
-
-    A section for every table; those without a run are folded, behind the others.
-    """
+def render(params: Params) -> tuple[dict[Path, str], list[str]]:
+    """Return the pages' texts by path, and a line for each grid that they cannot show."""
+    outlines = {name: papers.outline(params, name) for name in reference.load().tables}
+    runs = [run for grid in params.grids.values() for run in grid.runs()]
+    records = trust.read(params, dict.fromkeys(runs))
+    shown: list[Results] = []
     sections: list[Mapping[str, Any]] = []
     refused = []
-    published = reference.load()
-    for name, grid in params.grids.items():
-        if name in published.tables:
-            continue
+    for name in dict.fromkeys([*params.grids, *outlines]):
         try:
-            sections.append(_section(collect(params, name)))
+            if name in params.grids:
+                shown.append(collect.gather(params, name, records))
+            if name in outlines:
+                sections.append(_paper(papers.gather(outlines[name], records)))
+            else:
+                sections.append(_grid(shown[-1]))
         except UserError as error:
-            refused.append({"title": grid.title, "reason": str(error)})
-    for name, table in published.tables.items():
-        try:
-            sections.append(_paper(papers.collect(params, name)))
-        except UserError as error:
-            refused.append({"title": table.title, "reason": str(error)})
+            title = params.grids[name].title if name in params.grids else outlines[name].table.title
+            refused.append({"title": one_line(title), "reason": str(error)})
     sections.sort(key=lambda section: not section["begun"])  # results first
+    rankings = compare.rankings(params, shown)
+    environment = _environment()
+    index = environment.get_template("index.html.j2").render(
+        rankings=rankings,
+        axis=compare.axis(rankings),
+        filters={
+            name: list(dict.fromkeys(values))
+            for name, values in (
+                ("dataset", (ranking.dataset for ranking in rankings)),
+                ("share", (ranking.share for ranking in rankings)),
+                ("method", (each.method for ranking in rankings for each in ranking.entries)),
+            )
+        },
+        pages={run: each.name for each in reversed(shown) for run in each.records},
+        sections=sections,
+        refused=refused,
+    )
+    pages = {INDEX: index}
+    for section in sections:
+        text = environment.get_template("grid.html.j2").render(section=section)
+        pages[FOLDER / f"{section['name']}.html"] = text
+    return pages, [f"{each['title']}: {each['reason']}" for each in refused]
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("semiseg.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"marks": to_html, "brief": _brief}
-    page = environment.get_template("page.html.j2").render(sections=sections, refused=refused)
-    return page, [f"{each['title']}: {each['reason']}" for each in refused]
+    return environment
 
 
-def _section(results: Results) -> Mapping[str, Any]:
+def _grid(results: Results) -> Mapping[str, Any]:
     evidence = _evidence(results.name, results.grid.title, results.grid.runs(), results.records)
     begun = evidence["begun"]
     return {
-        "title": results.grid.title,
+        "title": one_line(results.grid.title),
         "headline": foot.headline(results),
-        "last": tables.text_table(results, last),
+        "last": tables.text_table(results, collect.last),
         "dense": False,
-        "best": tables.text_table(results, best) if begun else None,
+        "best": tables.text_table(results, collect.best) if begun else None,
         "warning": foot.warning(results),
         "missing": foot.missing(results),
         "notes": [*foot.notes(results), *(kinds.lacking(results) if begun else ())],
@@ -118,7 +156,7 @@ def _section(results: Results) -> Mapping[str, Any]:
 
 def _paper(paper: Paper) -> Mapping[str, Any]:
     return {
-        "title": f"{paper.table.title}: published and measured",
+        "title": f"{one_line(paper.table.title)}: published and measured",
         "headline": papers.headline(paper),
         "last": papers.text_table(paper),
         "dense": True,
@@ -132,7 +170,7 @@ def _paper(paper: Paper) -> Mapping[str, Any]:
 def _evidence(
     name: str, title: str, wanted: Sequence[Run], records: Mapping[Run, Record]
 ) -> Mapping[str, Any]:
-    """What a table rests on: its runs, how many of those ``wanted`` are there, and with any its figures."""
+    """Return what a table rests on: its runs, how many of ``wanted`` are there, and their figures."""
     recipes = ", ".join(dict.fromkeys(run.recipe for run in records))
     done = sum(run in records for run in wanted)
     return {
@@ -141,27 +179,37 @@ def _evidence(
         "progress": f"{done} of {foot.runs_of(len(wanted))}",
         "figures": [_figure(kind, path, title, recipes) for kind, path in kinds.shown(name) if done],
         "columns": COLUMNS,
-        "runs": [_row(record) for record in records.values()],
+        "runs": {run: _row(run, record) for run, record in records.items()},
         "cost": cost(list(records.values())),
     }
 
 
-def _figure(kind: Kind, path: Path, title: str, recipes: str) -> Mapping[str, Any]:
+def _figure(kind: kinds.Kind, path: Path, title: str, recipes: str) -> Mapping[str, Any]:
     with Image.open(path) as image:
         width, height = image.size
     return {
         "caption": kind.caption,
-        "alt": f"{title}. {kind.caption} Shown are {recipes}.",
-        "data": base64.b64encode(path.read_bytes()).decode(),
+        "alt": f"{one_line(title)}. {kind.caption} Shown are {recipes}.",
+        "address": _address(path),
+        "print": _address(path.with_suffix(".pdf")),
         "width": width,
         "height": height,
         "wide": kind.wide,
     }
 
 
-def _row(record: Record) -> tuple[str, ...]:
-    """In the order of COLUMNS."""
+def _row(run: Run, record: Record) -> tuple[str | list[Link], ...]:
+    """Return a run's cells, in the order of COLUMNS."""
     origin = record.provenance
+    others = [
+        f"{name} {100 * score.miou:.2f}"
+        for name, score in record.last.networks.items()
+        if name != record.headline
+    ]
+    files = [Link("record", _address(run.metrics))]
+    if run.history.exists():
+        files.append(Link("history", _address(run.history)))
+    files.append(Link("predictions", f"{TO_RESULTS}../{run.artefacts.as_posix()}/predictions/"))
     return (
         record.recipe,
         record.split,
@@ -169,6 +217,8 @@ def _row(record: Record) -> tuple[str, ...]:
         f"{100 * record.miou:.2f}",
         f"{100 * record.score(record.best).miou:.2f}",
         str(record.best.step),
+        ", ".join(others),
+        files,
         str(record.labelled),
         origin.revision,
         origin.device,
@@ -180,12 +230,16 @@ def _row(record: Record) -> tuple[str, ...]:
         origin.config_sha256,
         origin.labelled_sha256,
         origin.data_sha256,
-        Run(record.recipe, record.split, record.seed).metrics.as_posix(),
     )
 
 
+def _address(path: Path) -> str:
+    """Return the address of a file below results/, for a page in FOLDER."""
+    return TO_RESULTS + path.relative_to(RESULTS).as_posix()
+
+
 def cost(records: Sequence[Record]) -> str:
-    """Hours on a GPU and on a CPU, and the most memory that a run took; "" without a run."""
+    """Say how long runs trained on a GPU and on a CPU, and the most memory that one took; "" without runs."""
     gpu, cpu = ([each for each in records if _on_gpu(each) == on_gpu] for on_gpu in (True, False))
     said = []
     for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours")):
@@ -198,11 +252,11 @@ def cost(records: Sequence[Record]) -> str:
 
 
 def _on_gpu(record: Record) -> bool:
-    """Its memory is measured there only."""
+    """Return whether a run was trained on a GPU: only there is its memory measured."""
     return record.provenance.peak_memory_mib is not None
 
 
 def _brief(digest: str) -> str:
-    """Twelve digits of a hash, and what was said behind it ("-modified")."""
+    """Return twelve digits of a hash, and what follows it ("-modified")."""
     whole, dash, remark = digest.partition("-")
     return whole[:12] + dash + remark

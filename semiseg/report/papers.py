@@ -1,5 +1,6 @@
 """The papers' tables: every printed row, and what the runs of the grid of that name measured."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from semiseg.report.markup import escape, one_line, to_plain
 from semiseg.report.reference import PaperTable, Printed, Reference
 from semiseg.report.statistics import Summary
 from semiseg.report.tables import TextTable
-from semiseg.report.trust import command
+from semiseg.report.trust import Records, command
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Paper:
     @property
     def runs(self) -> list[Run]:
         """Return the runs that measure a cell, finished or not, each once."""
-        return _measuring(self.rows)
+        runs = (run for row in self.rows for cell in row.cells.values() for run in cell.runs)
+        return list(dict.fromkeys(runs))
 
     def finished(self, cell: Cell) -> list[Record]:
         """Return a cell's finished runs, by seed."""
@@ -80,21 +82,25 @@ def collect(params: Params, name: str) -> Paper:
     Its runs are those of the grid ``name``; if params.yaml has no such grid, every row is a published figure
     only. Raises UserError for an unknown table, and for a record that trust.read refuses.
     """
+    paper = outline(params, name)
+    return gather(paper, trust.read(params, paper.runs))
+
+
+def outline(params: Params, name: str) -> Paper:
+    """Return the table ``name`` without records. Raises UserError for an unknown table."""
     published = reference.load()
     if name not in published.tables:
         known = ", ".join(published.tables) or "none"
         raise UserError(f"{reference.TABLES}: tables: there is no '{name}'; there are {known}")
     table = published.tables[name]
-    rows = tuple(_rows(params, params.grids.get(name), published, table))
-    records = trust.read(params, _measuring(rows))
-    for reason in records.refused.values():
-        raise UserError(reason)
-    return Paper(name, table, params, rows, records.accepted)
+    return Paper(name, table, params, tuple(_rows(params, params.grids.get(name), published, table)), {})
 
 
-def _measuring(rows: Iterable[Row]) -> list[Run]:
-    """Return the runs that measure ``rows``, each once."""
-    return list(dict.fromkeys(run for row in rows for cell in row.cells.values() for run in cell.runs))
+def gather(paper: Paper, records: Records) -> Paper:
+    """Return ``paper`` with those of ``records`` that measure it. Raises UserError if one was refused."""
+    records.check(paper.runs)
+    accepted = {run: records.accepted[run] for run in paper.runs if run in records.accepted}
+    return dataclasses.replace(paper, records=accepted)
 
 
 def _rows(params: Params, grid: Grid | None, published: Reference, table: PaperTable) -> Iterable[Row]:
@@ -150,10 +156,11 @@ def text_table(paper: Paper) -> TextTable:
     head = list(names)
     for ratio in paper.ratios:
         head += [f"{share(ratio)} published", "measured", "difference"]
-    rows = []
+    rows, runs = [], []
     for row in paper.rows:
         texts = [row.name]
         texts += [network_name(row.network)] * networks + [row.protocol or ""] * protocols
+        behind: list[Run | None] = [None] * len(texts)
         for ratio in paper.ratios:
             cell = row.cells.get(ratio)
             printed = None if cell is None else cell.printed
@@ -163,8 +170,12 @@ def text_table(paper: Paper) -> TextTable:
                 tables.cell(miou),
                 tables.difference_cell(printed, miou),
             ]
+            finished = () if cell is None else (run for run in cell.runs if run in paper.records)
+            first = next(iter(finished), None)
+            behind += [None, first, first]
         rows.append(tuple(texts))
-    return TextTable(tuple(head), tuple(rows), names=len(names))
+        runs.append(tuple(behind))
+    return TextTable(tuple(head), tuple(rows), len(names), tuple(runs))
 
 
 def network_name(network: tuple[str, str, str]) -> str:

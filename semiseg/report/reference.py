@@ -29,7 +29,7 @@ LOGGED_COLUMNS = (
     *("evaluation", "validations", "miou_last", "miou_best", "source"),
 )
 
-Cell = tuple[str, str]
+Place = tuple[str, str]
 """A recipe and a split."""
 
 T = TypeVar("T")
@@ -139,9 +139,9 @@ class Reference:
         """Return the recipe that measures a cell of ``table``; None for a published figure only."""
         return table.recipes.get(printed.variant) if printed.variant else self.recipes.get(printed.method)
 
-    def printed_beside(self, params: Params, grid: str) -> dict[Cell, Printed]:
+    def printed_beside(self, params: Params, grid: str) -> dict[Place, Printed]:
         """Return the main tables' figures with the dataset, share and network of a cell of ``grid``."""
-        found: dict[Cell, Printed] = {}
+        found: dict[Place, Printed] = {}
         for cell, dataset, network, share in _cells(params, grid):
             for each in self.printed:
                 if (
@@ -153,7 +153,7 @@ class Reference:
                     found.setdefault(cell, each)
         return found
 
-    def logged_beside(self, params: Params, grid: str) -> dict[Cell, Logs]:
+    def logged_beside(self, params: Params, grid: str) -> dict[Place, Logs]:
         """Return the logs with the dataset, labelled list and network of a cell of ``grid``."""
         found = {}
         for cell, dataset, network, share in _cells(params, grid):
@@ -182,7 +182,7 @@ class Reference:
         return {**beside, "table": asdict(table), "rows": rows, "recipes": dict(self.recipes)}
 
 
-def _cells(params: Params, grid: str) -> Iterator[tuple[Cell, str, Network, Share]]:
+def _cells(params: Params, grid: str) -> Iterator[tuple[Place, str, Network, Share]]:
     """Yield every cell of a grid, with the dataset, the network and the share of its split."""
     for recipe in params.grids[grid].recipes:
         for split in params.grids[grid].splits:

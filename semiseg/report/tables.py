@@ -1,4 +1,4 @@
-"""Tables of a grid: CSV for programs, Markdown and LaTeX for people, plain text for a terminal."""
+"""Write a grid's tables: CSV for programs, Markdown and LaTeX for people, plain text for a terminal."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from semiseg.base.files import write_text
-from semiseg.base.paths import RESULTS
+from semiseg.base.paths import RESULTS, Run
 from semiseg.report import foot
 from semiseg.report.collect import BASELINE, Pick, Results, best, last
 from semiseg.report.markup import escape, one_line, to_plain
@@ -26,6 +26,7 @@ class TextTable:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     names: int = 1
+    runs: tuple[tuple[Run | None, ...], ...] = ()  # the first run behind the text in the same place
 
     def aligned(self) -> tuple[str, ...]:
         """Return left or right for each column."""
@@ -89,20 +90,27 @@ def text_table(results: Results, pick: Pick) -> TextTable:
         head += [results.heading(split), "gain"]
         head += ["published", "difference"] if split in printed else []
         head += ["published best", "published last"] if split in logged else []
-    rows = []
+    rows, runs = [], []
     for recipe in results.recipes:
-        row = [recipe]
+        row: list[str] = [recipe]
+        behind: list[Run | None] = [None]
         for split in results.grid.splits:
             miou = results.miou(recipe, split, pick)
+            done = results.runs(recipe, split)
+            first = Run(recipe, split, done[0].seed) if done else None
             row += [cell(miou), gain_cell(recipe, results.gain(recipe, split, pick), miou)]
+            behind += [first, first]
             if split in printed:
                 figure = results.printed.get((recipe, split))
                 row += [printed_cell(figure), difference_cell(figure, miou)]
+                behind += [None, first]
             if split in logged:
                 logs = results.logged.get((recipe, split))
                 row += ["", ""] if logs is None else [cell(logs.best), cell(logs.last)]
+                behind += [None, None]
         rows.append(tuple(row))
-    return TextTable(tuple(head), tuple(rows))
+        runs.append(tuple(behind))
+    return TextTable(tuple(head), tuple(rows), runs=tuple(runs))
 
 
 def tidy(results: Results) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a run will take, from a few of its steps on random images; reads no dataset and writes nothing."""
+"""Measure what a run will take from a few of its steps on random images; read no dataset, write nothing."""
 
 import dataclasses
 import sys
@@ -20,11 +20,11 @@ from semiseg.training.device import claimed
 from semiseg.training.step import new_learner, new_optimiser, poly, seed_everything, take_step
 
 WARM_UP, STEPS = 3, 5
-LEAD = 6.0  # of a pixel's highest logit over the next: of 21 classes, a confidence of 0.95 and more
+LEAD = 6.0  # between a pixel's two highest logits: among 21 classes, a confidence of 0.95 and more
 
 
 def measured(configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
-    """An estimate for each of ``configs``, by recipe and protocol, on the device that a run would claim.
+    """Return an estimate for each of ``configs``, by recipe and protocol, on the device a run would claim.
 
     Raises UserError for too small a GPU.
     """
@@ -66,7 +66,7 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
 
 
 def _batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
-    """A step's batch of noise, cropped as the method's images are."""
+    """Return a step's batch of noise, cropped as the method's images are."""
     protocol = config.protocol
     generator = torch.Generator().manual_seed(config.run.seed)
     # A crop is cut from an image scaled to base_size, whatever its own size; most photographs are 4:3.
@@ -89,7 +89,7 @@ def _batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
 
 
 def _learner(config: RunConfig, options: Config, device: torch.device) -> Method:
-    """With random weights, which need no file, and a split as large as a batch: its size costs no time."""
+    """Return a learner with random weights, which need no file, and a split as large as a batch."""
     protocol = config.protocol
     network = dataclasses.replace(protocol.network, weights="none")
     config = dataclasses.replace(config, protocol=dataclasses.replace(protocol, network=network))
@@ -101,7 +101,7 @@ def _learner(config: RunConfig, options: Config, device: torch.device) -> Method
 def _make_confident(learner: Method, images: Tensor) -> None:
     """Scale the classifiers' logits until half of the pixels have the LEAD.
 
-    DCC's contrast costs what its masks select, and of a random network's predictions they select nothing.
+    The cost of DCC's contrast depends on what its masks select: nothing in a random network's predictions.
     """
     for network in learner.networks().values():
         first, second = network(images).topk(2, dim=1).values.unbind(dim=1)
@@ -110,7 +110,7 @@ def _make_confident(learner: Method, images: Tensor) -> None:
 
 
 def _seconds(step: Callable[[int], None], device: torch.device) -> float:
-    """Of a step: a mean over STEPS, behind WARM_UP others."""
+    """Return the mean seconds of STEPS steps, after WARM_UP others."""
     for repetition in range(WARM_UP):
         step(repetition)
     began = _now(device)
@@ -120,13 +120,13 @@ def _seconds(step: Callable[[int], None], device: torch.device) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Return the time in seconds, once the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _size(learner: Method) -> int:
-    """Bytes of the scored networks' states."""
+    """Return the bytes of the scored networks' states."""
     states = [network.state_dict() for network in learner.networks().values()]
     return sum(tensor.nbytes for state in states for tensor in state.values())

@@ -21,6 +21,12 @@ class Records:
     accepted: Mapping[Run, Record]
     refused: Mapping[Run, str]  # a line each, which names the file and what to do
 
+    def check(self, runs: Iterable[Run]) -> None:
+        """Raise a UserError if one of ``runs`` was refused."""
+        for run in runs:
+            if run in self.refused:
+                raise UserError(self.refused[run])
+
 
 def read(params: Params, runs: Iterable[Run]) -> Records:
     """Read the records of those of ``runs`` that have one, in their order.

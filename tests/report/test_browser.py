@@ -43,30 +43,58 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             record.write(fabricate(params, run, mious[run.recipe][run.seed]), run.metrics)
         for grid in ("main", "ablation"):
             kinds.write(collect(params, grid))
-        idle = dataclasses.replace(params.grids["main"], title="Not run", seeds=(7, 8))
-        params = dataclasses.replace(params, grids={**params.grids, "idle": idle})
         assert page.write(params) == []
-        yield page.PAGE.absolute()
+        yield page.INDEX.absolute()
+
+
+@dataclasses.dataclass
+class Opened:
+    """A page in a window, with what it asked for and complained of."""
+
+    sheet: Page
+    asked: list[str]
+    complaints: list[str]
 
 
 @pytest.fixture(params=[400, 1600], scope="module")
-def opened(request: pytest.FixtureRequest, chromium: Browser, report: Path) -> Iterator[Page]:
-    """The report in a window of that width; what it asks for and complains of is held against it."""
+def opened(request: pytest.FixtureRequest, chromium: Browser, report: Path) -> Iterator[Opened]:
+    """The index in a window of that width; nothing but the pages' own files may be asked for."""
     sheet = chromium.new_page(viewport={"width": request.param, "height": 900})
-    asked: list[str] = []
-    complaints: list[str] = []
-    sheet.on("request", lambda each: asked.append(each.url))
-    sheet.on("console", lambda each: complaints.append(each.text))
-    sheet.on("pageerror", lambda each: complaints.append(str(each)))
-    sheet.goto(report.as_uri())
-    yield sheet
+    found = Opened(sheet, [], [])
+    sheet.on("request", lambda each: found.asked.append(each.url))
+    sheet.on("console", lambda each: found.complaints.append(each.text))
+    sheet.on("pageerror", lambda each: found.complaints.append(str(each)))
+    yield found
     sheet.close()
-    assert complaints == []
-    assert {url for url in asked if not url.startswith("data:")} == {report.as_uri()}
+    assert found.complaints == []
+    local = report.parent.as_uri() + "/"
+    assert all(url.startswith((local, "data:")) for url in found.asked)
+    assert len(found.asked) > 2
+
+
+def look(sheet: Page, picture: Path) -> None:
+    """Check that a page fits its window, is readable and is drawn."""
+    width = sheet.viewport_size["width"]
+    assert sheet.evaluate("document.documentElement.scrollWidth") == width
+    for details in sheet.query_selector_all("details"):
+        details.evaluate("each => each.open = true")
+    assert sheet.evaluate("document.documentElement.scrollWidth") == width
+    broken = "[...document.images].filter(each => !each.complete || each.naturalWidth === 0).length"
+    assert sheet.evaluate(broken) == 0
+    smallest = sheet.evaluate(
+        """Math.min(...[...document.querySelectorAll("p, li, td, th, label, figcaption, text")]
+             .map(each => parseFloat(getComputedStyle(each).fontSize)))"""
+    )
+    assert smallest >= 12
+    sheet.screenshot(path=picture, full_page=True)
+    with Image.open(picture) as image:
+        assert image.width == width
+        assert image.height >= 900
+        assert np.asarray(image.convert("L")).std() > 10
 
 
 def column(sheet: Page, name: str) -> list[str]:
-    """The texts of a column of the first table, from above."""
+    """Return the texts of a column of the first table that can be sorted, from above."""
     return sheet.evaluate(
         """name => {
           const table = document.querySelector("table.sortable");
@@ -77,48 +105,59 @@ def column(sheet: Page, name: str) -> list[str]:
     )
 
 
-def test_report_fits_its_window_and_is_drawn(opened: Page, tmp_path: Path) -> None:
-    width = opened.viewport_size["width"]
-    assert opened.evaluate("document.documentElement.scrollWidth") == width
-    for details in opened.query_selector_all("details"):
-        details.evaluate("each => each.open = true")
-    assert opened.evaluate("document.documentElement.scrollWidth") == width
-    broken = "[...document.images].filter(each => !each.complete || each.naturalWidth === 0).length"
-    assert opened.evaluate(broken) == 0
-    assert opened.evaluate("document.images.length") >= 8
-    picture = tmp_path / f"report-{width}.png"
-    opened.screenshot(path=picture, full_page=True)
-    with Image.open(picture) as image:
-        assert image.width == width
-        assert image.height > 2000
-        assert np.asarray(image.convert("L")).std() > 10
+def recipes(sheet: Page) -> list[str]:
+    """Return the recipes that the index shows, from above."""
+    return [each.inner_text() for each in sheet.locator(".ranking tbody th").all() if each.is_visible()]
 
 
-def test_text_is_large_enough_to_read(opened: Page) -> None:
-    smallest = opened.evaluate(
-        """Math.min(...[...document.querySelectorAll("p, li, td, th, figcaption")]
-             .map(each => parseFloat(getComputedStyle(each).fontSize)))"""
+def test_the_index_fits_its_window_and_its_marks_lie_on_one_axis(
+    opened: Opened, report: Path, tmp_path: Path
+) -> None:
+    opened.sheet.goto(report.as_uri())
+    look(opened.sheet, tmp_path / "index.png")
+    assert recipes(opened.sheet) == ["dcc", "cmb", "cmb-no_attention", "supervised"]
+    zero, mean = (
+        opened.sheet.locator(f".ranking tbody tr:has(th:text-is('{name}')) {mark}").bounding_box()
+        for name, mark in (("supervised", "line.zero"), ("cmb", "circle.mean"))
     )
-    assert smallest >= 12
+    tick = opened.sheet.locator("svg.ticks text:text-is('0')").bounding_box()
+    assert abs(tick["x"] + tick["width"] / 2 - zero["x"]) < 2
+    assert mean["x"] > zero["x"]  # a gain of 2.5 points
 
 
-def test_a_click_sorts_a_table_and_another_turns_it(opened: Page) -> None:
-    assert column(opened, "recipe") == ["supervised", "cmb", "dcc"]
-    button = opened.locator("table.sortable").first.get_by_role("button", name="1/8 (20)")
+def test_filters_leave_what_was_asked_for(opened: Opened, report: Path) -> None:
+    opened.sheet.goto(report.as_uri())
+    before = len(opened.asked)
+    opened.sheet.get_by_label("method").select_option("cmb")
+    assert recipes(opened.sheet) == ["cmb", "cmb-no_attention"]
+    opened.sheet.get_by_label("share").select_option("1/8")
+    assert recipes(opened.sheet) == ["cmb", "cmb-no_attention"]
+    opened.sheet.get_by_label("method").select_option("")
+    assert len(recipes(opened.sheet)) == 4
+    assert len(opened.asked) == before
+
+
+def test_a_number_leads_to_its_runs(opened: Opened, report: Path, tmp_path: Path) -> None:
+    opened.sheet.goto(report.as_uri())
+    opened.sheet.locator("tr:has(th:text-is('cmb')) td.miou a").click()
+    opened.sheet.wait_for_url("**/report/main.html#cmb/small-1_8/0")
+    marked = opened.sheet.locator("tr.aim")
+    names = [each.get_attribute("id") for each in marked.all()]
+    assert names == [f"cmb/small-1_8/{seed}" for seed in (0, 1, 2)]
+    assert marked.first.evaluate("each => each.getBoundingClientRect().top") < 900
+    assert opened.sheet.evaluate("document.images.length") >= 4
+    look(opened.sheet, tmp_path / "grid.png")
+    opened.sheet.get_by_role("link", name="All results").click()
+    opened.sheet.wait_for_url(report.as_uri())
+
+
+def test_a_click_sorts_a_table_and_another_turns_it(opened: Opened, report: Path) -> None:
+    opened.sheet.goto((report.parent / "report" / "main.html").as_uri())
+    assert column(opened.sheet, "recipe") == ["supervised", "cmb", "dcc"]
+    button = opened.sheet.locator("table.sortable").first.get_by_role("button", name="1/8 (20)")
     button.click()
-    assert column(opened, "recipe") == ["dcc", "cmb", "supervised"]
+    assert column(opened.sheet, "recipe") == ["dcc", "cmb", "supervised"]
     button.click()
-    assert column(opened, "recipe") == ["supervised", "cmb", "dcc"]
-    opened.locator("table.sortable").first.get_by_role("button", name="recipe").click()
-    assert column(opened, "recipe") == ["cmb", "dcc", "supervised"]
-
-
-@pytest.mark.parametrize("name", ["ablation", "idle"])
-def test_a_link_leads_to_its_table(opened: Page, name: str) -> None:
-    opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = false)")
-    table = opened.locator(f"[id='{name}'] table").first
-    assert table.is_visible() == (name != "idle")  # it is folded: nothing of it was run
-    opened.locator(f"nav a[href='#{name}']").click()
-    table.wait_for(state="visible")
-    top = opened.locator(f"[id='{name}']").evaluate("each => each.getBoundingClientRect().top")
-    assert top < 900
+    assert column(opened.sheet, "recipe") == ["supervised", "cmb", "dcc"]
+    opened.sheet.locator("table.sortable").first.get_by_role("button", name="recipe").click()
+    assert column(opened.sheet, "recipe") == ["cmb", "dcc", "supervised"]

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from semiseg.base import parameters
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
-from semiseg.report.collect import collect
-from semiseg.report.figures import kinds, training
-from semiseg.report.figures.style import NARROWEST, look
+from semiseg.report.collect import collect, survey
+from semiseg.report.figures import kinds, style, training
+from semiseg.report.figures.style import COLOURS, NARROWEST, look
 
 Finish = Callable[..., Record]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -63,10 +65,10 @@ def test_each_figure_is_a_picture_and_a_page_for_print(two_splits: Params) -> No
 def test_curve_runs_through_the_means(two_splits: Params) -> None:
     (axes,) = kinds.miou(collect(two_splits, "main")).axes
     drawn = {container.lines[0].get_color(): container.lines[0] for container in axes.containers}
-    supervised = drawn[look(two_splits, "supervised")["color"]]
+    supervised = drawn[look(collect(two_splits, "main"), "supervised")["color"]]
     assert supervised.get_ydata() == pytest.approx([45, 60])
     assert supervised.get_xdata() == pytest.approx([1 / 8, 1], rel=0.05)
-    assert drawn[look(two_splits, "cmb")["color"]].get_ydata() == pytest.approx([55])
+    assert drawn[look(collect(two_splits, "main"), "cmb")["color"]].get_ydata() == pytest.approx([55])
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1/8\n(20)", "full\n(160)"]
 
@@ -118,9 +120,21 @@ def test_nothing_run_draws_nothing(params: Params) -> None:
     assert kinds.write(collect(params, "main")) == []
 
 
-def test_a_recipe_looks_the_same_in_every_grid_and_like_no_other(params: Params) -> None:
-    looks = [tuple(look(params, recipe).values()) for recipe in params.recipes]
-    assert len(set(looks)) == len(looks)
+def test_a_method_looks_the_same_in_every_grid_and_no_two_rows_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    params = parameters.load()
+    methods: dict[str, set[str]] = {}
+    for name in params.grids:
+        results, _ = survey(params, name)
+        looks = [look(results, recipe) for recipe in results.recipes]
+        assert len({tuple(each.values()) for each in looks}) == len(looks)
+        assert len({each["color"] for each in looks}) == min(len(looks), len(COLOURS))
+        for recipe, each in zip(results.recipes, looks, strict=True):
+            if recipe == params.recipes[recipe].method:
+                methods.setdefault(recipe, set()).add(each["color"])
+    assert all(len(colours) == 1 for colours in methods.values())
 
 
 def test_published_points_stand_hollow_beside_the_curve(
@@ -134,7 +148,7 @@ def test_published_points_stand_hollow_beside_the_curve(
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     (point,) = hollow  # supervised on 1/8; dcc has a figure there too, but no run
     assert point.get_ydata() == pytest.approx([61.5])
-    assert point.get_color() == look(params, "supervised")["color"]
+    assert point.get_color() == look(collect(params, "main"), "supervised")["color"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["supervised", "cmb", "published"]
 
@@ -150,14 +164,21 @@ def test_gain_of_a_class_is_paired_by_seed(params: Params, finish: Finish) -> No
     assert line.get_ydata() == pytest.approx([0, 1])
 
 
-def test_methods_of_a_main_grid_never_share_a_colour() -> None:
-    params = parameters.load(Path(__file__).parents[2] / "params.yaml")
-    assert len({look(params, recipe)["color"] for recipe in ("supervised", "cmb", "dcc")}) == 3
-    looks = {(look(params, recipe)["color"], look(params, recipe)["marker"]) for recipe in params.recipes}
-    assert len(looks) == len(params.recipes)
-
-
 def test_without_a_pair_there_are_no_gains_to_draw(params: Params, finish: Finish) -> None:
     finish("supervised", "small-1_8", 0, 0.40)
     finish("cmb", "small-1_8", 1, 0.44)
     assert not any(path.stem == "gains" for path in kinds.write(collect(params, "main")))
+
+
+def test_a_file_too_large_to_commit_is_drawn_again_with_fewer_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = Figure(figsize=(4, 4))
+    noise = np.random.default_rng(0).random((640, 640))
+    figure.add_axes((0, 0, 1, 1)).imshow(noise, interpolation="nearest")
+    (whole, *_) = style.save(figure, tmp_path / "whole")
+    monkeypatch.setattr(style, "LARGEST", whole.stat().st_size // 2)
+    for path in style.save(figure, tmp_path / "small"):
+        assert 0 < path.stat().st_size <= style.LARGEST
+    with Image.open(tmp_path / "small.png") as image:
+        assert image.width < 640

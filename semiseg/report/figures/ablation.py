@@ -1,17 +1,18 @@
-"""What each change of a method costs or brings: variants beside their method."""
+"""Draw what each change of a method costs or brings: variants beside their method."""
 
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from semiseg.report.collect import BASELINE, Results, Summary, last
+from semiseg.report.collect import BASELINE, Results, last
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import NARROWEST, look
+from semiseg.report.statistics import Summary
 
 
 def draw(results: Results) -> Figure | None:
-    """Bars of mIoU minus the full method's on the same seeds, a plot for each split and method."""
+    """Draw bars of mIoU minus the full method's on the same seeds, a plot for each split and method."""
     plots = [
         (split, method, differences(results, split, method))
         for split in sheet.splits_run(results)
@@ -28,13 +29,13 @@ def draw(results: Results) -> Figure | None:
         full = results.miou(method, split, last)
         assert full is not None
         axes.set_title(f"{sheet.title(results, split)}: difference to {method} ({100 * full.mean:.1f})")
-        _bars(axes, rows, [look(results.params, recipe)["color"] for recipe, _ in rows])
+        _bars(axes, rows, [look(results, recipe)["color"] for recipe, _ in rows])
         axes.set_xlabel("points of mIoU")
     return figure
 
 
 def differences(results: Results, split: str, method: str) -> list[tuple[str, Summary]]:
-    """The baseline and the method's variants that have run ``split``: mIoU minus the method's, in [−1, 1]."""
+    """Return mIoU minus the method's, in [−1, 1], of the baseline and of the method's variants."""
     rows = [
         (recipe, results.difference(recipe, method, split, last))
         for recipe in results.recipes

@@ -1,4 +1,4 @@
-"""The figures of a grid; here mIoU over the labelled share and IoU of each class."""
+"""Draw the figures of a grid; those of mIoU over the labelled share and of IoU by class are drawn here."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from semiseg.base.parameters import Params
 from semiseg.base.paths import RESULTS
 from semiseg.report.collect import BASELINE, Results, last
 from semiseg.report.figures import ablation, confusion, panel, sheet, training, waterfall
@@ -25,8 +24,8 @@ class Kind:
 
     name: str  # of its files
     caption: str
-    draw: Callable[[Results], Figure | None]  # None where there is nothing to draw
-    lacking: Callable[[Results], str] = lambda results: ""  # what of it is not here
+    draw: Callable[[Results], Figure | None]  # returns None if there is nothing to draw
+    lacking: Callable[[Results], str] = lambda results: ""  # says what of it is not here
     local: bool = False  # drawn from files that are not in git
     wide: bool = False  # on the page: across both columns
 
@@ -38,8 +37,8 @@ def folder(grid: str) -> Path:
 def write(results: Results) -> list[Path]:
     """Draw what the records, histories and predictions on this machine allow; return the paths written.
 
-    Predictions are not in git. Where some are not here, a figure that was drawn from all of them stays as it
-    is; where there is no such figure yet, it is drawn from those that are here.
+    Predictions are not in git. If some are not here, a figure that was drawn from all of them stays as it is,
+    and a figure that is not there yet is drawn from those that are here.
     """
     if not results.records:
         return []
@@ -47,7 +46,7 @@ def write(results: Results) -> list[Path]:
     with rc_context(STYLE):
         for kind in KINDS:
             stem = folder(results.name) / kind.name
-            if kind.local and stem.with_suffix(".png").exists() and kind.lacking(results):
+            if kind.local and stem.with_name(f"{kind.name}.png").exists() and kind.lacking(results):
                 continue
             figure = kind.draw(results)
             if figure is not None:
@@ -56,13 +55,13 @@ def write(results: Results) -> list[Path]:
 
 
 def shown(grid: str) -> list[tuple[Kind, Path]]:
-    """The figures that are there."""
+    """Return the figures that are there."""
     files = [(kind, folder(grid) / f"{kind.name}.png") for kind in KINDS]
     return [(kind, path) for kind, path in files if path.exists()]
 
 
 def lacking(results: Results) -> list[str]:
-    """What figures lack, a line for each reason."""
+    """Say what figures lack, in a line for each reason."""
     there = {kind.name for kind, _ in shown(results.name)}
     kinds = [kind for kind in KINDS if not (kind.local and kind.name in there)]
     names: dict[tuple[bool, str], list[str]] = {}
@@ -76,7 +75,7 @@ def lacking(results: Results) -> list[str]:
 
 
 def miou(results: Results) -> Figure:
-    """mIoU over the labelled share; where there is one share, a row for each recipe."""
+    """Draw mIoU over the labelled share; of one share, a row for each recipe."""
     facets: dict[tuple[str, str], list[str]] = {}
     for split in sheet.splits_run(results):
         declared = results.params.splits[split]
@@ -98,7 +97,7 @@ def miou(results: Results) -> Figure:
     if curve:
         recipes, splits = sheet.recipes_run(results), sheet.splits_run(results)
         printed = any(recipe in recipes and split in splits for recipe, split in results.printed)
-        sheet.legend(figure, results.params, recipes, lines=True, published=printed)
+        sheet.legend(figure, results, recipes, lines=True, published=printed)
     return figure
 
 
@@ -116,7 +115,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             [ratio for ratio, _ in points],
             [100 * summary.mean for _, summary in points],
             [100 * (summary.std or 0) for _, summary in points],
-            **look(results.params, recipe),
+            **look(results, recipe),
         )
         printed = [
             (float(results.ratio(split)) * dodge, 100 * results.printed[recipe, split].miou)
@@ -124,7 +123,7 @@ def _curve(axes: Axes, results: Results, splits: Sequence[str]) -> None:
             if (recipe, split) in results.printed
         ]
         if printed:
-            axes.plot(*np.transpose(printed), **sheet.HOLLOW, **look(results.params, recipe))
+            axes.plot(*np.transpose(printed), **sheet.HOLLOW, **look(results, recipe))
     axes.set_xscale("log", base=2)
     axes.set_xticks(
         [float(results.ratio(split)) for split in splits],
@@ -148,7 +147,7 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
     for place, recipe in enumerate(recipes):
         summary = results.miou(recipe, split, last)
         assert summary is not None
-        style = look(results.params, recipe)
+        style = look(results, recipe)
         if summary.count > 1:
             seeds = [100 * run.miou for run in results.runs(recipe, split)]
             axes.scatter(
@@ -180,7 +179,7 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
 
 
 def classes(results: Results) -> Figure:
-    """IoU of each class, mean over seeds, one plot for each split."""
+    """Draw the mean IoU of each class, a plot for each split."""
     figure = _by_class(
         results,
         sheet.splits_run(results),
@@ -194,7 +193,7 @@ def classes(results: Results) -> Figure:
 
 
 def gains(results: Results) -> Figure | None:
-    """IoU of each class minus the baseline's on the same seeds, one plot for each split that has both."""
+    """Draw the IoU of each class minus the baseline's on the same seeds, a plot for each split with both."""
     recipes = [recipe for recipe in sheet.recipes_run(results) if recipe != BASELINE]
     label, splits = f"IoU minus {BASELINE}'s (points)", _gained(results)
     if not splits:
@@ -206,7 +205,7 @@ def gains(results: Results) -> Figure | None:
 
 
 def _gained(results: Results) -> list[str]:
-    """The splits on which a recipe stands beside the baseline."""
+    """Return the splits where a recipe and the baseline share a seed."""
     return [
         split
         for split in sheet.splits_run(results)
@@ -221,7 +220,7 @@ def _by_class(
     value: Callable[[str, str, str], float | None],
     label: str,
 ) -> Figure:
-    """A row a class, a point a recipe: ``value`` of recipe, split and class."""
+    """Draw a row for each class and a point for each recipe, at ``value`` of recipe, split and class."""
     columns = min(2, len(splits))
     rows = math.ceil(len(splits) / columns)
     names = [results.dataset(split).classes for split in splits]
@@ -231,19 +230,19 @@ def _by_class(
         figure.delaxes(axes)
     for axes, split, labels in zip(grid.flat, splits, names, strict=False):
         values = {recipe: [value(recipe, split, name) for name in labels] for recipe in recipes}
-        _class_rows(axes, results.params, labels, values)
+        _class_rows(axes, results, labels, values)
         axes.set_title(sheet.title(results, split))
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in grid[-1]:
         axes.set_xlabel(label)
-    sheet.legend(figure, results.params, recipes, lines=False)
+    sheet.legend(figure, results, recipes, lines=False)
     return figure
 
 
 def _class_rows(
-    axes: Axes, params: Params, labels: Sequence[str], values: Mapping[str, Sequence[float | None]]
+    axes: Axes, results: Results, labels: Sequence[str], values: Mapping[str, Sequence[float | None]]
 ) -> None:
-    """``values``: of each class, by recipe."""
+    """Draw the ``values`` of all classes, by recipe."""
     drawn = {
         recipe: [(row, each) for row, each in enumerate(of_classes) if each is not None]
         for recipe, of_classes in values.items()
@@ -256,7 +255,7 @@ def _class_rows(
             [row + dodge for row, _ in known],
             linestyle="",
             markersize=4.5,
-            **look(params, recipe),
+            **look(results, recipe),
         )
     axes.set_yticks(range(len(labels)), labels)
     axes.set_yticks([row + 0.5 for row in range(len(labels) - 1)], minor=True)
@@ -273,63 +272,64 @@ def _class_iou(results: Results, recipe: str, split: str, label: str) -> float |
 
 
 def _class_gain(results: Results, recipe: str, split: str, label: str) -> float | None:
-    """In points; None where no pair of seeds has the class."""
+    """Return a class's mean gain in points; None if no pair of seeds has the class."""
     gain = results.class_gain(recipe, split, label)
     return None if gain is None else 100 * gain.mean
 
 
 KINDS = (  # in the order of the page
-    Kind("miou", "mIoU at the last step: mean and standard deviation over seeds.", miou),
+    Kind(
+        "miou", "mIoU at the last step: mean and standard deviation over labelled sets; rings are runs.", miou
+    ),
     Kind(
         "ablation",
         "Variants of a method: mIoU at the last step minus the method's own on the same seeds; mean, "
-        "standard deviation, number of seeds.",
+        "standard deviation, number of labelled sets.",
         ablation.draw,
     ),
     Kind(
         "waterfall",
         "A method built up part by part: mIoU at the last step, from one recipe to the next, on the seeds "
-        "that all of them share; change in points, its standard deviation, number of seeds.",
+        "that all of them share; change in points, its standard deviation, number of labelled sets.",
         waterfall.draw,
         waterfall.lacking,
     ),
-    Kind("classes", "IoU of each class at the last step: mean over seeds.", classes),
+    Kind("classes", "IoU of each class at the last step: mean over labelled sets.", classes),
     Kind(
         "gains",
-        "IoU of each class at the last step minus supervised's on the same seeds: mean over seeds.",
+        "IoU of each class at the last step minus supervised's on the same seeds: mean over labelled sets.",
         gains,
     ),
     Kind(
         "confusion",
-        "What is taken for what at the last step: of a class's pixels (row) the share predicted as each, a "
-        "mean over seeds. A share below 0.5 % has no number.",
+        "Confusion at the last step: the share of a class's pixels (row) that is predicted as each class, a "
+        "mean over runs. A share below 0.5 % has no number.",
         confusion.draw,
     ),
     Kind(
         "curves",
-        "Training: a line for each seed; the loss is a running mean.",
+        "Training: a line for each run; the loss is a running mean.",
         training.curves,
         training.lacking,
     ),
     Kind(
         "cmb",
-        "CMB over time: the share of its memory that is filled, and the standard deviation of its "
-        "attention's weights within a class (zero: all weigh the same; their mean is one).",
+        "CMB over time: the filled share of its memory, and the standard deviation of its attention's "
+        "weights within a class (zero: all weigh the same; their mean is one).",
         training.cmb,
         training.lacking,
     ),
     Kind(
         "dcc",
-        "DCC over time: the share of the overlap's positions whose positive its masks select; and of all "
-        "pairs of val pixels that the scored network predicts as different classes, the share that are of "
-        "different classes.",
+        "DCC over time: the share of the overlap's positions whose positive its masks select; and, among "
+        "pairs of val pixels that the scored network predicts as different, the share that truly are.",
         training.dcc,
         training.lacking,
     ),
     Kind(
         "panel",
-        "Evaluation images, evenly spaced over the list: their truth and what each recipe predicts at the "
-        "last step.",
+        "Evaluation images, evenly spaced over the list, with their truth and each recipe's prediction at "
+        "the last step.",
         panel.typical,
         panel.lacking,
         local=True,
@@ -337,7 +337,7 @@ KINDS = (  # in the order of the page
     ),
     Kind(
         "extremes",
-        "The evaluation images that gain and lose most over supervised: difference of the image's own mIoU, "
+        "The evaluation images that gain and lose most over supervised: difference of the image's own mIoU "
         "in points, at the last step of the first seed that both have.",
         panel.extremes,
         panel.lacking_scores,

@@ -1,4 +1,4 @@
-"""Panels of evaluation images: the image, its truth and what is predicted."""
+"""Draw panels of evaluation images: the image, its truth and predictions."""
 
 import itertools
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Content:
-    """What a panel shows."""
+    """The contents of a panel."""
 
     title: str
     columns: tuple[str, ...]  # of the predictions
@@ -46,19 +46,19 @@ class Content:
 
 
 def typical(results: Results) -> Figure | None:
-    """Images spread over the evaluation list; None where the files are not here."""
+    """Draw images spread over the evaluation list; return None if the files are not here."""
     content = find_typical(results)
     return None if content is None else draw(content)
 
 
 def extremes(results: Results) -> Figure | None:
-    """The images with the largest gains and losses over the baseline; None where the files are not here."""
+    """Draw the largest gains and losses over the baseline; return None if the files are not here."""
     content = find_extremes(results)
     return None if content is None else draw(content)
 
 
 def find_typical(results: Results) -> Content | None:
-    """The split that most recipes have run, each recipe with its first seed."""
+    """Find the images on the split that most recipes have run, each recipe with its first seed."""
     dataset = _dataset(results)
     runs = {recipe: run for recipe, run in _runs(results).items() if _folder(run).is_dir()}
     if dataset is None or not runs:
@@ -71,7 +71,7 @@ def find_typical(results: Results) -> Content | None:
 
 
 def find_extremes(results: Results) -> Content | None:
-    """On the split that most recipes have run: each method, by the first seed that the baseline has too."""
+    """Find them on the split that most recipes have run, for each method's first seed with a baseline."""
     split, dataset = sheet.fullest_split(results), _dataset(results)
     if dataset is None:
         return None
@@ -88,14 +88,14 @@ def find_extremes(results: Results) -> Content | None:
 
 
 def largest(gains: "pd.Series[float]") -> list[tuple[str, float]]:
-    """The ids with the largest gains, then those with the largest losses; ties in the list's order."""
+    """Return the ids with the largest gains, then those with the largest losses; ties in the list's order."""
     up = gains[gains > 0].sort_values(ascending=False, kind="stable").head(EXTREMES)
     down = gains[gains < 0].sort_values(kind="stable").head(EXTREMES)
     return [(str(each), float(gain)) for gain_or_loss in (up, down) for each, gain in gain_or_loss.items()]
 
 
 def _gains(run: paths.Run, other: paths.Run) -> "pd.Series[float]":
-    """Each image's mIoU of ``run`` minus that of ``other``; empty where one has no scores here."""
+    """Return each image's mIoU of ``run`` minus that of ``other``; nothing if one has no scores here."""
     if not (_scores(run).exists() and _scores(other).exists()):
         return pd.Series(dtype=float)
     own, others = (
@@ -105,7 +105,7 @@ def _gains(run: paths.Run, other: paths.Run) -> "pd.Series[float]":
 
 
 def lacking(results: Results) -> str:
-    """What the panel of typical images would need; "" where all is here."""
+    """Say what the panel of typical images lacks; "" if nothing."""
     if _dataset(results) is None:
         return "its images are not on this machine"
     absent = sum(not _folder(run).is_dir() for run in _runs(results).values())
@@ -115,7 +115,7 @@ def lacking(results: Results) -> str:
 
 
 def lacking_scores(results: Results) -> str:
-    """What the panel of extremes would need; "" where all is here, or nothing stands beside the baseline."""
+    """Say what the panel of extremes lacks; "" if nothing, or if there is nothing to compare."""
     split = sheet.fullest_split(results)
     methods = [each for each in sheet.methods_run(results, split) if results.pairs(each, BASELINE, split)]
     if methods in ([], [BASELINE]):
@@ -130,14 +130,14 @@ def lacking_scores(results: Results) -> str:
 
 
 def _dataset(results: Results) -> prepared.PreparedDataset | None:
-    """That of the split which most recipes have run, where it is prepared."""
+    """Return the dataset of the split that most recipes have run, if it is prepared."""
     split = sheet.fullest_split(results)
     name, declared = results.params.splits[split].dataset, results.dataset(split)
     return prepared.open_dataset(name, declared) if prepared.is_prepared(name, declared) else None
 
 
 def _runs(results: Results) -> dict[str, paths.Run]:
-    """The first finished seed of each recipe."""
+    """Return the first finished seed of each recipe."""
     split = sheet.fullest_split(results)
     return {
         recipe: paths.Run(recipe, split, done[0].seed)
@@ -147,7 +147,7 @@ def _runs(results: Results) -> dict[str, paths.Run]:
 
 
 def _folder(run: paths.Run) -> Path:
-    """Predictions of the evaluation list: <id>.png, greyscale, class ids."""
+    """Return the folder of the predictions, palette masks <id>.png."""
     return run.artefacts / "predictions"
 
 
@@ -156,7 +156,7 @@ def _prediction(run: paths.Run, identifier: str) -> Path:
 
 
 def _scores(run: paths.Run) -> Path:
-    """Columns id and miou."""
+    """Return the file of each image's mIoU, with the columns id and miou."""
     return run.artefacts / "images.csv"
 
 
@@ -174,7 +174,7 @@ def _content(results: Results, columns: tuple[str, ...], rows: list[Row]) -> Con
 
 
 def draw(content: Content) -> Figure:
-    """Rows images; columns image, truth, predictions; below them the colours of the classes."""
+    """Draw a row for each image with its truth and predictions, and below them the classes' colours."""
     columns = ["image", "truth", *content.columns]
     width = max(WIDTH, 1.4 * len(columns))
     first = Image.open(content.rows[0].image)
@@ -227,19 +227,19 @@ def _size(image: Image.Image) -> tuple[int, int]:
 
 
 def _photograph(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Read an image as (H, W, 3) uint8, at most PIXELS wide."""
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize(_size(image), Image.Resampling.LANCZOS))
 
 
 def _labels(path: Path) -> np.ndarray:
-    """(H, W) uint8: class ids and IGNORE."""
+    """Read a mask as (H, W) uint8 of class ids and IGNORE, at most PIXELS wide."""
     image = Image.open(path)
     return np.asarray(image.resize(_size(image), Image.Resampling.NEAREST))
 
 
 def class_colours(classes: int, background: int | None) -> np.ndarray:
-    """(256, 3) uint8: a colour for each label, IGNORE white."""
+    """Return (256, 3) uint8: a colour for each label; IGNORE is white."""
     colours = np.full((256, 3), 255, np.uint8)
     places = itertools.cycle(CLASS_COLOURS)
     for label in range(classes):

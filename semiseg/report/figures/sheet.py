@@ -1,4 +1,4 @@
-"""What the figures of a grid share: their size, titles and legends, and which of its rows were run."""
+"""Sizes, titles, legends and the finished rows that all figures of a grid share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from semiseg.base.parameters import Params
 from semiseg.report.collect import Results
 from semiseg.report.figures.style import WIDTH, look
 
-HOLLOW: Any = {"linestyle": "", "markerfacecolor": "white"}  # what was published
+HOLLOW: Any = {"linestyle": "", "markerfacecolor": "white"}  # marks of published figures
 
 
 def splits_run(results: Results) -> list[str]:
@@ -56,11 +55,11 @@ def blank(height: float) -> Figure:
 
 
 def legend(
-    figure: Figure, params: Params, recipes: Sequence[str], lines: bool, published: bool = False
+    figure: Figure, results: Results, recipes: Sequence[str], lines: bool, published: bool = False
 ) -> None:
     """Draw a legend below the figure, with a mark for each recipe."""
     handles = [
-        Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(params, recipe))
+        Line2D([], [], label=recipe, linestyle="-" if lines else "", **look(results, recipe))
         for recipe in recipes
     ]
     if published:

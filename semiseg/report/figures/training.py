@@ -1,4 +1,4 @@
-"""Figures over the steps of training, from the histories beside the records: a line a seed."""
+"""Draw figures over the steps of training, from the histories beside the records: a line for each run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from semiseg.report.collect import Results
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import look
 
-STYLES: tuple[Any, ...] = ("-", ":")  # of a plot's quantities
-MARKED = 8  # of a line's points, or all where there are fewer
+STYLES: tuple[Any, ...] = ("-", ":")  # lines of a plot's quantities
+MARKED = 8  # points of a line, or all if there are fewer
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What one plot shows of a history."""
+    """The quantities of a history that one plot shows."""
 
     label: str
-    columns: Mapping[str, str]  # of the history, by the name in the plot's own legend; {headline}: student, …
+    columns: Mapping[str, str]  # of the history, by name in the legend; {headline} is the scored network
     factor: float = 100
-    once: str | None = None  # the loss without which it says nothing: shown where that is positive
+    once: str | None = None  # the loss that must be positive for the plot to mean anything
     smooth: bool = False
 
     def lines(self, history: pd.DataFrame, headline: str) -> dict[str, "pd.Series[float]"]:
-        """Values by step, for each column that the history has."""
+        """Return values by step, for each column that the history has."""
         if self.once is not None and self.once not in history:
             return {}
         found = {}
@@ -65,28 +65,28 @@ DCC = (
 
 
 def curves(results: Results) -> Figure | None:
-    """The loss on labelled images and the validated mIoU of the scored network."""
+    """Draw the loss on labelled images and the validated mIoU of the scored network."""
     return _over_steps(results, CURVES)
 
 
 def cmb(results: Results) -> Figure | None:
-    """How full CMB's memory is, and how differently its attention weighs the features of a class."""
+    """Draw how full CMB's memory is, and how differently its attention weighs the features of a class."""
     return _over_steps(results, CMB)
 
 
 def dcc(results: Results) -> Figure | None:
-    """The share of positions whose positive DCC selects, and the share of its negatives that are true."""
+    """Draw the share of positions whose positive DCC selects, and the share of true ones in its negatives."""
     return _over_steps(results, DCC)
 
 
 def lacking(results: Results) -> str:
-    """How many records have no history beside them; "" where all have."""
+    """Say how many records have no history beside them; "" if all have."""
     absent = sum(not run.history.exists() for run in results.records)
     return f"{absent} of {len(results.records)} records have no history.csv beside them" if absent else ""
 
 
 def _over_steps(results: Results, plots: tuple[Plot, ...]) -> Figure | None:
-    """A row a split, a column a plot; what no history has is left out."""
+    """Draw a row for each split and a column for each plot; leave out what no history has."""
     histories = {run: pd.read_csv(run.history) for run in results.records if run.history.exists()}
     columns = []
     for plot in plots:
@@ -119,14 +119,14 @@ def _over_steps(results: Results, plots: tuple[Plot, ...]) -> Figure | None:
             handles = [Line2D([], [], color="#333333", linestyle=style, label=name) for name, style in styles]
             top.legend(handles=handles, fontsize=8)
     recipes = [recipe for recipe in results.recipes if any(run.recipe == recipe for run in drawn)]
-    sheet.legend(figure, results.params, recipes, lines=True)
+    sheet.legend(figure, results, recipes, lines=True)
     return figure
 
 
 def _draw(
     axes: Axes, results: Results, run: Run, plot: Plot, found: Mapping[str, "pd.Series[float]"]
 ) -> None:
-    mark = look(results.params, run.recipe)
+    mark = look(results, run.recipe)
     for name, style in zip(plot.columns, STYLES, strict=False):
         if name in found:
             values = found[name]

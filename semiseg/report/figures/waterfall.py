@@ -42,7 +42,7 @@ def draw(results: Results) -> Figure | None:
         axes.set_title(f"{sheet.title(results, split)}: from {found[0].recipe} to {found[-1].recipe}")
         _steps(axes, found)
         for place, level in ((0, found[0]), (len(found), found[-1])):
-            _total(axes, place, level, look(results.params, level.recipe))
+            _total(axes, place, level, look(results, level.recipe))
         _frame(axes, found)
     return figure
 
