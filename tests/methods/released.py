@@ -1,4 +1,4 @@
-"""The inputs of tests/recordings/{unimatch,cps}.json: a network and batches that a frozen generator draws.
+"""The inputs of recordings/unimatch.json and recordings/cps.json: a network and drawn batches.
 
 numpy's RandomState gives the same numbers in every version, so the recordings hold results alone.
 """

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from semiseg.methods.contract import IGNORE, Labelled
 from semiseg.methods.fixmatch import Config, Method
 from tests.methods.steps import BATCH, CROP, TASK, Array, batch, boxes, network, probabilities
 from tests.methods.waits import Waits
+from tests.project import ROOT
 
 UNIMATCH = {"strong_views": 2, "strong_weight": 0.5, "feature_weight": 0.5}
 UNIMATCH_V2 = {"strong_views": 2, "pseudo_labels": "teacher", "complementary_dropout": True}
@@ -274,3 +276,15 @@ def test_a_step_never_waits_for_the_device(options: dict[str, Any]) -> None:
         loss.backward()
         method.after_step(0)
     assert waits.found == set()
+
+
+# --- documentation ------------------------------------------------------------------------------------------
+
+
+def test_the_walk_through_quotes_this_file() -> None:
+    page = (ROOT / "docs" / "adding-a-method.md").read_text()
+    source = (ROOT / "semiseg" / "methods" / "fixmatch.py").read_text()
+    quotes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(quotes) > 5
+    for quote in quotes:
+        assert quote in source

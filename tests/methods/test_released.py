@@ -1,10 +1,10 @@
 """Eight steps beside what the released code did with the same networks, batches, draws and rates.
 
-tests/recordings/unimatch.json records main() of unimatch.py and of fixmatch.py in LiheYoung/UniMatch at
-0324f3dd; cps.json records train.py of charlesCXK/TorchSemiSeg at 5e0c29c0, in exp.voc/voc8.res50v3+.CPS and
+recordings/unimatch.json records main() of unimatch.py and of fixmatch.py in LiheYoung/UniMatch at 0324f3dd;
+recordings/cps.json records train.py of charlesCXK/TorchSemiSeg at 5e0c29c0, in exp.voc/voc8.res50v3+.CPS and
 .CPS+CutMix, and the ProbOhemCrossEntropy2d of both repositories. Networks, loaders and GPUs were stand-ins,
 CutMix pasted from the next image of the batch, and weights of all kinds decayed. The inputs are those of
-tests/methods/released.py.
+released.py.
 """
 
 import json
@@ -24,7 +24,7 @@ from semiseg.models.network import SegmentationNetwork
 from tests.methods import released
 from tests.methods.released import BATCH, CROP, RATE, STEPS, Step
 
-RECORDINGS = Path(__file__).parents[1] / "recordings"
+RECORDINGS = Path(__file__).with_name("recordings")
 UNIMATCH = {"strong_views": 2, "strong_weight": 0.5, "feature_weight": 0.5}
 TASK = Task(STEPS, labelled_images=BATCH, background=None)
 CLOSE = 1e-4
