@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from semiseg.evaluation import evaluate
+from semiseg.evaluation import trained
 from semiseg.training import step as learning
 from tests.miniature import METHODS, PIPELINE
 from tests.tiny import tiny_network
@@ -96,7 +96,7 @@ def _run(place: Path, command: list[str], output: Path, file_size: int | None, t
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if tiny:
-        learning.build = evaluate.build = lambda network, num_classes: tiny_network(num_classes)
+        learning.build = trained.build = lambda network, num_classes: tiny_network(num_classes)
         flush = os.fsync
         os.fsync = lambda number: (time.sleep(0.02), flush(number))[1]
     sys.argv = command

@@ -14,7 +14,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.parameters import RunConfig
 from semiseg.data import prepared, splits
 from semiseg.data.streams import evaluation_images
-from semiseg.evaluation import evaluate, record
+from semiseg.evaluation import evaluate, record, trained
 from semiseg.evaluation.score import Scoring
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint, loop
@@ -71,7 +71,7 @@ def tiny_with_dropout(num_classes: int) -> SegmentationNetwork:
 @pytest.fixture
 def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and evaluation build tiny networks, which draw random numbers as larger ones do."""
-    for module in (training_step, evaluate):
+    for module in (training_step, trained):
         monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_with_dropout(num_classes))
 
 
