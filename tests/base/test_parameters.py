@@ -518,7 +518,7 @@ def test_every_method_and_source_declares_its_revision() -> None:
 
 def test_the_suites_own_file_is_short_and_begins_with_its_headline() -> None:
     lines = (ROOT / "params.yaml").read_text().splitlines()
-    assert len(lines) <= 600
+    assert len(lines) <= 650
     params = parameters.load(ROOT / "params.yaml")
     assert params.default
     for name in params.default:
