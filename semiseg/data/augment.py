@@ -89,7 +89,8 @@ def gaussian_blur(
 
 def kernel_blur(images: Tensor, *, probability: float, taps: tuple[float, ...]) -> Tensor:
     """Blur rows and columns with the odd number of ``taps``, divided by their sum."""
-    kernel = torch.tensor(taps, device=images.device).expand(len(images), -1) / sum(taps)
+    # Filled on the device: a copy from the host would wait for it.
+    kernel = torch.stack([images.new_full((), tap / sum(taps)) for tap in taps]).expand(len(images), -1)
     return torch.where(_drawn(images, probability), _convolved(images, kernel, kernel), images)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from semiseg.base.errors import UserError
 from semiseg.base.parameters import Protocol
 from semiseg.base.tree import from_tree
 from semiseg.methods import contract
@@ -199,3 +200,21 @@ def test_it_trains_under_bf16_autocast(name: str) -> None:
             loss, _ = take_step(learner, name, step)
         loss.backward()
         assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("cmb", {}, r"recipes: own: ramp_up_steps: 2000 .* 1000"),
+        ("cmb", {"ramp_up_steps": 20}, r"recipes: own: memory_lead_steps: 1000 .* 20"),
+        ("dcc", {"start_share": 0.9999}, r"recipes: own: start_share: 0\.9999 .* 1000"),
+        ("dcc", {"temperature": -1.0}, r"recipes: own: temperature: -1\.0"),
+        ("dcc", {"temprature": 1.0}, r"recipes: own: .*'temprature'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_its_recipe(
+    method: str, options: dict[str, object], message: str
+) -> None:
+    short = dataclasses.replace(PROTOCOL, steps=1000)
+    with pytest.raises(UserError, match=message):
+        contract.configured(method, options, short, "params.yaml: recipes: own")
