@@ -1,6 +1,7 @@
 """The training loop: exact resume, all of a method's networks, and what stops a run."""
 
 import dataclasses
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from semiseg.base import provenance
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import RunConfig
+from semiseg.base.parameters import Network, RunConfig
 from semiseg.data import prepared, splits
 from semiseg.data.streams import evaluation_images
 from semiseg.evaluation import evaluate, record, trained
@@ -108,6 +109,37 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny: None, recipe: str, monkeypatch:
     pd.testing.assert_frame_equal(history(config), rows)
     checkpoint.forget(config.run.checkpoints)
     assert not config.run.checkpoints.exists()
+
+
+TRANSFORMER = {
+    "network": Network("dpt", "timm:vit_tiny_patch16_224", "none", 16, 8),
+    "precision": "bf16",
+}
+
+
+def test_a_transformer_under_adamw_goes_on_bit_for_bit(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimiser = dataclasses.replace(miniature.config().protocol.optimiser, name="adamw", layer_decay=0.8)
+    config = miniature.config("fixmatch", **TRANSFORMER, optimiser=optimiser)
+    options = {"strong_views": 2, "complementary_dropout": True, "pseudo_labels": "teacher"}
+    config = dataclasses.replace(config, options=options)
+    whole, rows = miniature.train(config), history(config)
+    checkpoint.forget(config.run.checkpoints)
+    resumed = stopped_and_resumed(config, 4, monkeypatch)
+    assert set(whole["last"]) == {"student", "teacher"}
+    assert same_tensors(whole["last"], resumed["last"])
+    pd.testing.assert_frame_equal(history(config), rows)
+
+
+@pytest.mark.parametrize(("backbone", "package"), [("resnet18", None), ("efficientnet_lite0", "timm")])
+def test_a_model_names_the_package_of_its_architecture(
+    mini_project: Path, backbone: str, package: str | None
+) -> None:
+    network = Network("deeplabv3plus", backbone, "none", 16, 8)
+    packages = miniature.train(miniature.config(steps=2, network=network))["packages"]
+    assert {"torch", "torchvision", "numpy"} <= packages.keys()
+    assert packages.get("timm") == (package and importlib.metadata.version(package))
 
 
 # --- several networks ---------------------------------------------------------------------------------------
