@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,3 +47,9 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 with unchanged line feeds, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

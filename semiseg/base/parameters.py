@@ -299,7 +299,7 @@ def split_name(protocol: str, share: str) -> str:
 
 
 @dataclass(frozen=True)
-class Split:
+class Setting:
     """A share of a dataset under a protocol, by their names."""
 
     dataset: str
@@ -342,7 +342,7 @@ class Params:
     datasets: Mapping[str, Dataset]
 
     @functools.cached_property
-    def splits(self) -> Mapping[str, Split]:
+    def splits(self) -> Mapping[str, Setting]:
         """Every split that a protocol and its dataset allow, by name.
 
         Raises UserError if two have one name.
@@ -350,7 +350,7 @@ class Params:
         return _by_name(
             "protocols and shares",
             (
-                (split_name(name, share), Split(protocol.dataset, name, share))
+                (split_name(name, share), Setting(protocol.dataset, name, share))
                 for name, protocol in self.protocols.items()
                 for share in self.datasets[protocol.dataset].shares
             ),

@@ -1,11 +1,10 @@
 """The files that pretrained weights come from, and the digest that identifies them."""
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from semiseg.base import paths
+from semiseg.base import files, paths
 
 TIMM = "timm:"  # begins the name of a backbone of timm
 HUB = "hub"  # the weights that timm's hub has for such a backbone
@@ -72,10 +71,10 @@ def digest(weights: str, backbone: str) -> str:
     if (weights, backbone) in PUBLISHED:
         return PUBLISHED[weights, backbone].sha256
     path = paths.find_archive(hub_file(backbone)) if weights == HUB else Path(weights)
-    return file_sha256(path) if path is not None and path.is_file() else "absent"
+    return _unchanged_sha256(path) if path is not None and path.is_file() else "absent"
 
 
-def file_sha256(path: Path) -> str:
+def _unchanged_sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file, read again only when its size or time has changed."""
     found = path.stat()
     return _sha256(path.resolve(), found.st_size, found.st_mtime_ns)
@@ -83,5 +82,4 @@ def file_sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.file_sha256(path)

@@ -94,7 +94,7 @@ def fetch(
     raise UserError(f"{tried}; put {name} into {paths.ARCHIVES}/")
 
 
-def digest(path: Path, algorithm: str = "sha256") -> str:
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Digest of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
@@ -289,7 +289,7 @@ def _check(path: Path, download: Download) -> None:
     if download.size is not None and size != download.size:
         raise UserError(f"it has {size} bytes, expected {download.size}")
     for algorithm, expected in (("sha256", download.sha256), ("md5", download.md5)):
-        if expected is not None and (found := digest(path, algorithm)) != expected:
+        if expected is not None and (found := file_digest(path, algorithm)) != expected:
             raise UserError(f"its {algorithm} is {found}, expected {expected}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.base.errors import UserError
-from semiseg.data.decoding import Pixels, decode_image, decode_mask
+from semiseg.data.decoding import Raster, decode_image, decode_mask
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,8 @@ def content(pair: Pair) -> Content:
     return Content(image_sha256, mask_sha256, histogram, tuple(problems))
 
 
-def pixels_sha256(pixels: Pixels) -> str:
+def pixels_sha256(pixels: Raster) -> str:
     """sha256 (hex) of decoded pixels and their shape."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,10 +21,10 @@ IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with a second picture, fro
 # Pillow stretches greyscale PNG of fewer than 8 bits to 0-255; these factors lead back to the stored values.
 STRETCHED: dict[int | None, int] = {2: 85, 4: 17}
 
-Pixels = NDArray[np.uint8]
+Raster = NDArray[np.uint8]
 
 
-def decode_image(path: Path) -> Pixels:
+def decode_image(path: Path) -> Raster:
     """Decode a JPEG or PNG image as it is shown, EXIF orientation applied, to RGB (H, W, 3) uint8.
 
     Raises UserError naming a file that cannot be decoded, is of another format, or has more than 8 bits a
@@ -45,7 +45,7 @@ def decode_image(path: Path) -> Pixels:
         raise UserError(f"{path}: unreadable image ({_reason(error)})") from None
 
 
-def decode_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Pixels:
+def decode_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Raster:
     """Decode a mask to class ids (H, W) uint8, exactly as a palette or greyscale PNG stores them.
 
     Every bit depth is read; EXIF orientation is applied as to images. Raises UserError naming a file that

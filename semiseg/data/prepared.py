@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
+from semiseg.base.files import file_sha256, write_text
 from semiseg.base.labels import IGNORE
 from semiseg.base.parallel import mapped
 from semiseg.base.parameters import Dataset
-from semiseg.data.contents import Pair, content, file_sha256
+from semiseg.data.contents import Pair, content
 from semiseg.data.decoding import decode_mask
-from semiseg.data.splits import digest, read_ids
+from semiseg.data.splits import ids_sha256, read_ids
 
 MANIFEST = "manifest.json"
 FILES = "files.txt"
@@ -207,7 +207,7 @@ def check_published(listed: str, ids: Collection[str], count: int, sha256: str) 
     """
     if len(ids) != count:
         raise UserError(f"{listed} has {len(ids)} images, {count} were published")
-    if (found := digest(sorted(ids))) != sha256:
+    if (found := ids_sha256(sorted(ids))) != sha256:
         raise UserError(f"{listed} has other images than were published: sha256 {found}, not {sha256}")
 
 

@@ -19,15 +19,15 @@ class Split:
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     sha256: str  # of the file labelled.txt
-    labelled_sha256: str  # of the labelled ids in their order, see digest
+    labelled_sha256: str  # of the labelled ids in their order, see ids_sha256
 
     @property
     def labelled_set_sha256(self) -> str:
         """Digest of the labelled ids whatever their order: equal for lists of the same images."""
-        return digest(sorted(self.labelled))
+        return ids_sha256(sorted(self.labelled))
 
 
-def digest(ids: Iterable[str]) -> str:
+def ids_sha256(ids: Iterable[str]) -> str:
     """sha256 (hex) of ids, one a line, in their order: ``grep -v '^# ' labelled.txt | sha256sum``."""
     return hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def write_lists(
     """
     folder = paths.split(name, seed)
     for file, listed in (("labelled", labelled), ("unlabelled", unlabelled or labelled)):
-        header = f"# {origin}; {file}: {len(listed)}; sha256 of the ids: {digest(listed)}\n"
+        header = f"# {origin}; {file}: {len(listed)}; sha256 of the ids: {ids_sha256(listed)}\n"
         write_text(folder / f"{file}.txt", header + "".join(f"{each}\n" for each in listed))
     return read(name, seed)
 
@@ -86,7 +86,7 @@ def read(name: str, seed: int) -> Split:
     try:
         ids = _read_list(labelled)
         sha256 = hashlib.sha256(labelled.read_bytes()).hexdigest()
-        return Split(ids, _read_list(unlabelled), sha256, digest(ids))
+        return Split(ids, _read_list(unlabelled), sha256, ids_sha256(ids))
     except FileNotFoundError as error:
         said = f"{error.filename}: not there"
     except UserError as error:
@@ -101,7 +101,7 @@ def _read_list(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: a list without an id")
     first_line, _, _ = path.read_text(encoding="utf-8").partition("\n")
     stated = first_line.rpartition("sha256 of the ids: ")[2]
-    if stated != digest(ids):
+    if stated != ids_sha256(ids):
         raise UserError(f"{path}: its ids are not those of the digest in its first line")
     return ids
 

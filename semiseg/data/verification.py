@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from semiseg.base.files import file_sha256
 from semiseg.base.parallel import mapped
 from semiseg.data import replacing
-from semiseg.data.contents import Pair, content, file_sha256
+from semiseg.data.contents import Pair, content
 from semiseg.data.prepared import FILES, PreparedDataset, read_files
 
 

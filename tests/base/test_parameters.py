@@ -80,7 +80,7 @@ def test_a_good_file_becomes_typed_values(tmp_path: Path) -> None:
 def test_a_split_is_named_by_protocol_and_share(tmp_path: Path) -> None:
     params = read(tmp_path, changed(("protocols.other", TREE["protocols"]["short"])))
     assert list(params.splits) == ["short-1_8", "short-full", "other-1_8", "other-full"]
-    assert params.splits["other-full"] == parameters.Split("shapes", "other", "full")
+    assert params.splits["other-full"] == parameters.Setting("shapes", "other", "full")
     assert parameters.split_name("a-b", "1/8_mine") == "a-b-1_8_mine"
 
 

@@ -89,7 +89,7 @@ def test_the_repacked_archive_is_known_by_its_digest(monkeypatch: pytest.MonkeyP
     archive = pack(release("JPEG"), top="", name=camvid.REPACKED)
     with pytest.raises(UserError, match=r"camvid\.tar: its sha256 is .*, expected 7484deee"):
         sources.prepare("camvid", CAMVID)
-    monkeypatch.setattr(camvid, "REPACKED_SHA256", camvid.archives.digest(archive))
+    monkeypatch.setattr(camvid, "REPACKED_SHA256", camvid.archives.file_digest(archive))
     sources.prepare("camvid", CAMVID)
     dataset = prepared.open_dataset("camvid", CAMVID)
     assert dataset.image_path("test_00001").read_bytes() == release("JPEG")["CamVid/test/test_00001.jpg"]

@@ -99,7 +99,7 @@ def test_a_record_says_all_that_decided_its_figures(config: RunConfig) -> None:
     assert origin.data_sha256 == json.loads(Path("data/mini/manifest.json").read_text())["digest"]
     listed = splits.read(config.run.split, 0)
     assert origin.labelled_sha256 == listed.labelled_sha256
-    assert origin.labelled_set_sha256 == splits.digest(sorted(listed.labelled))
+    assert origin.labelled_set_sha256 == splits.ids_sha256(sorted(listed.labelled))
     assert (result.recipe, result.split, result.seed) == ("cmb", "mini-1_4", 0)
     assert (result.method, result.dataset, result.ratio, result.labelled) == ("cmb", "mini", "1/4", 2)
     assert (result.headline, list(result.last.networks)) == ("student", ["student", "teacher"])

@@ -122,7 +122,7 @@ def test_every_method_trains_on_it_from_nothing(
         assert 0 <= written.miou <= 1
         assert len(written.score(written.last).iou) == classes
         assert written.provenance.data_sha256 == prepared.open_dataset(dataset, config).digest
-        assert written.provenance.labelled_sha256 == splits.digest(lists.labelled)
+        assert written.provenance.labelled_sha256 == splits.ids_sha256(lists.labelled)
         assert written.provenance.labelled_set_sha256 == lists.labelled_set_sha256
 
 

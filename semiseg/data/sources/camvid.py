@@ -60,7 +60,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     shutil.rmtree(release)
     source = {
         "archive": archive.name,
-        "sha256": archives.digest(archive),
+        "sha256": archives.file_digest(archive),
         "commit": COMMIT,
         "revision": REVISION,
     }

@@ -107,7 +107,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
         write_text(folder / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
     shutil.rmtree(release)
     source = {
-        "archives": {path.name: {"sha256": archives.digest(path)} for path in found},
+        "archives": {path.name: {"sha256": archives.file_digest(path)} for path in found},
         "revision": REVISION,
     }
     try:

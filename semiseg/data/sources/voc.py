@@ -87,7 +87,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
             _place(ids, voc, sbd, folder, f"convert {listed}")
         shutil.rmtree(release)
         source = {
-            "archives": {path.name: {"sha256": archives.digest(path)} for path in found.values()},
+            "archives": {path.name: {"sha256": archives.file_digest(path)} for path in found.values()},
             "revision": REVISION,
         }
         write_manifest(folder, dataset, VOC, tuple(lists), source)
