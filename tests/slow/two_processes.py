@@ -56,6 +56,12 @@ CASES = {
     "pixel_contrast-synchronised": Case(
         "pixel_contrast", 5, False, {"unlabelled": "fixmatch", "threshold": 0.3}
     ),
+    "fixmatch-synchronised": Case(
+        "fixmatch", 5, False, {"pseudo_labels": "released", "hard_examples": {"pixels": 100}}
+    ),
+    "fixmatch-teacher": Case("fixmatch", 5, False, {"pseudo_labels": "teacher"}),
+    "cps-synchronised": Case("cps", 5, False, {"pseudo_labels": "eval"}),
+    "mean_teacher-synchronised": Case("mean_teacher", 5, False, {"threshold": 0.3}),
     "two_networks-synchronised": Case("two_networks", 5, False),
 }  # fmt: skip
 
