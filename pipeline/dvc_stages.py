@@ -5,6 +5,7 @@ cannot own one file either: a run that several tables show belongs to the first 
 """
 
 import argparse
+import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
 from semiseg.base.paths import Run
+from semiseg.report.markup import one_line
 
 DEMO = "demo"  # a target of dvc.yaml beside the default grids
 
@@ -115,7 +117,7 @@ EVALUATE = """\
 
 REPORT = """
   {grid}:
-    desc: "{title}: table and figures"
+    desc: {desc}
     wdir: {folder}
     cmd: python pipeline/report.py {grid}
     deps:
@@ -162,10 +164,15 @@ def download(params: Params, name: str) -> str:
 def report(params: Params, name: str, folder: str) -> str:
     """Return a grid's last stage; ``folder`` is the way to the project's folder."""
     grid = params.grids[name]
-    title = grid.title.replace("\\", "\\\\").replace('"', '\\"')
+    desc = quoted(f"{one_line(grid.title)}: table and figures")
     folders = dict.fromkeys(run.metrics.parents[1].as_posix() for run in grid.runs())
     deps = wrapped([f"data/ingredients/report/{name}.json", *folders])
-    return REPORT.format(grid=name, title=title, folder=folder, deps=deps)
+    return REPORT.format(grid=name, desc=desc, folder=folder, deps=deps)
+
+
+def quoted(text: str) -> str:
+    """Return a YAML string that DVC reads as ``text``; it would replace ``${...}`` by a value."""
+    return json.dumps(text, ensure_ascii=False).replace("${", "\\\\${")
 
 
 Matrix = tuple[str, dict[str, str]]
