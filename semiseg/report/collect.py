@@ -77,6 +77,16 @@ class Results:
             for one, two in self.pairs(recipe, other, split)
         )
 
+    def figure_names(self) -> list[str]:
+        """Return the names of the further figures that records hold."""
+        scores = (record.score(record.last) for record in self.records.values())
+        return list(dict.fromkeys(name for score in scores for name in score.figures))
+
+    def figure(self, recipe: str, split: str, name: str) -> Summary | None:
+        """Summarise a further figure of the headline network at the last step, over runs that have it."""
+        figures = [(each, each.score(each.last).figures.get(name)) for each in self.runs(recipe, split)]
+        return over_sets((each, figure) for each, figure in figures if figure is not None)
+
     def class_iou(self, recipe: str, split: str, label: str) -> Summary | None:
         """Summarise a class's IoU at the last step, over the runs that have one."""
         ious = [(each, each.score(each.last).iou.get(label)) for each in self.runs(recipe, split)]

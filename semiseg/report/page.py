@@ -56,6 +56,7 @@ COLUMNS = (
     Column("mIoU best (%)", number=True),
     Column("best at step", number=True),
     Column("other networks, last (%)", number=True),
+    Column("further figures, last", number=True),
     Column("files"),
     Column("labelled", number=True),
     Column("revision", hash=True),
@@ -206,6 +207,11 @@ def _row(run: Run, record: Record) -> tuple[str | list[Link], ...]:
         for name, score in record.last.networks.items()
         if name != record.headline
     ]
+    figures = [
+        f"{name} {value:.4f}"
+        for name, value in record.score(record.last).figures.items()
+        if value is not None
+    ]
     files = [Link("record", _address(run.metrics))]
     if run.history.exists():
         files.append(Link("history", _address(run.history)))
@@ -218,6 +224,7 @@ def _row(run: Run, record: Record) -> tuple[str | list[Link], ...]:
         f"{100 * record.score(record.best).miou:.2f}",
         str(record.best.step),
         ", ".join(others),
+        ", ".join(figures),
         files,
         str(record.labelled),
         origin.revision,

@@ -142,6 +142,7 @@ def tidy(results: Results) -> pd.DataFrame:
                     **_interval(gain),
                     **_columns("best_miou", results.miou(recipe, split, best)),
                     **_columns("best_gain", results.gain(recipe, split, best)),
+                    **_figures(results, recipe, split),
                     "published": None if printed is None else printed.miou,
                     "published_in": None if printed is None else printed.source,
                     "published_best": None if logs is None else logs.best.mean,
@@ -158,6 +159,11 @@ def _columns(name: str, summary: Summary | None) -> dict[str, float | None]:
         f"{name}_mean": None if summary is None else summary.mean,
         f"{name}_std": None if summary is None else summary.std,
     }
+
+
+def _figures(results: Results, recipe: str, split: str) -> dict[str, float | None]:
+    figures = {name: results.figure(recipe, split, name) for name in results.figure_names()}
+    return {f"{name}_mean": None if each is None else each.mean for name, each in figures.items()}
 
 
 def _interval(gain: Summary | None) -> dict[str, float | None]:

@@ -1,8 +1,9 @@
 """A project folder with a params.yaml and records that no training made."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +104,20 @@ def fabricate(
     best: float | None = None,
     headline: str = "student",
     iou: Sequence[float | None] | None = None,
+    figures: Mapping[str, float | None] | None = None,
     **origin: Any,
 ) -> Record:
     """Return a record whose headline network has ``miou`` at the last step and ``best`` at the best one.
 
-    ``iou`` gives the IoU of each class at the last step instead; ``origin`` replaces fields of provenance.
+    ``iou`` gives the IoU of each class at the last step instead, ``figures`` further figures; ``origin``
+    replaces fields of the provenance.
     """
     config = params.run(run)
     classes = config.dataset.classes
     confusion = confused(iou or around(miou, len(classes)))
 
     def scores(step: int, values: Sequence[float | None]) -> Scores:
-        own = score(classes, values)
+        own = dataclasses.replace(score(classes, values), figures=figures or {})
         other = score(classes, [None if value is None else value - 0.05 for value in values])
         named = {headline: own} if headline == "student" else {headline: own, "student": other}
         return Scores(step, named)

@@ -152,6 +152,12 @@ def test_a_page_shows_every_network_of_a_run(params: Params, finish: Finish) -> 
     assert "student 45.00" in Reader(MAIN).texts("td")
 
 
+def test_a_page_shows_further_figures(params: Params, finish: Finish) -> None:
+    finish("cmb", "small-1_8", 0, 0.5, figures={"boundary_iou": 0.21234, "calibration_error": None})
+    page.write(params)
+    assert "boundary_iou 0.2123" in Reader(MAIN).texts("td")
+
+
 def test_a_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
     finish("supervised", "small-1_8", 0, 0.5, train_seconds=7200.0)
     for seed, peak in ((0, 2000.0), (1, 12345.6)):

@@ -244,6 +244,16 @@ def test_the_foot_says_which_interval_and_the_smallest_difference(params: Params
     assert "**" not in text[text.index("| recipe") : text.index("- Columns")]
 
 
+def test_further_figures_stand_in_the_csv(params: Params, finish: Finish) -> None:
+    finish("supervised", "small-1_8", 0, 0.5, figures={"boundary_iou": 0.2, "calibration_error": None})
+    finish("supervised", "small-1_8", 1, 0.5, figures={"boundary_iou": 0.3, "calibration_error": 0.1})
+    finish("cmb", "small-1_8", 0, 0.5)  # of before they were recorded
+    frame = pd.read_csv(io.StringIO(tables.csv(collect(params, "main")))).set_index(["recipe", "split"])
+    columns = ["boundary_iou_mean", "calibration_error_mean"]
+    assert frame.loc["supervised", "small-1_8"][columns].tolist() == pytest.approx([0.25, 0.1])
+    assert frame.loc["cmb", "small-1_8"][columns].isna().all()
+
+
 def test_a_name_with_dots_has_files_of_its_own(params: Params) -> None:
     text = PARAMS.replace("  ablation:\n", "  main.v2:\n").replace("Without attention", "Another")
     dotted = edited(text)
