@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def median_frequency_weights(frequencies: Tensor) -> Tensor:
-    """√(median / frequency) of each class: (C,) float32, of (C,) float pixel counts.
+    """Return √(median / frequency) of each class, (C,) float32, for pixel counts (C,) float.
 
-    A class that was never seen takes the largest weight of the others. As CMB's released code weights its
-    cross-entropies on Cityscapes (utils/class_balancing.py, ClassBalancing.get_weights).
+    A class that was never seen takes the largest weight of the others. CMB's released code weights its
+    cross-entropies on Cityscapes so (utils/class_balancing.py 97-117).
     """
     frequencies = frequencies.double()
     seen = frequencies > 0

@@ -32,7 +32,7 @@ def directional_contrastive_loss(
     valid: Tensor | None = None,
     negative_valid: Tensor | None = None,
 ) -> Tensor:
-    """One direction of DCC's loss (Lai et al., CVPR 2021, section 3.3), a scalar:
+    """Return one direction of DCC's loss (Lai et al., CVPR 2021, section 3.3), a scalar:
 
     −(1/N) Σ M_d,pf · log( r(φ1, φ2) / ( r(φ1, φ2) + Σ_n M_n · r(φ1, φ_n) ) ),  r = exp(cos / τ).
 
@@ -41,10 +41,10 @@ def directional_contrastive_loss(
     L2-normalised already. Only the anchors take a gradient.
 
     directional: M_d, an anchor learns only where it is the less confident of the two. positive_filter: M_pf,
-    only towards a confidence above ``threshold``. negative_sampling: M_n, negatives are those of another
-    pseudo-label. normalize: the mean runs over the "overlap" (N, the paper) or over the "selected" positions
-    (released code). valid: (N,) bool, the rows that are positions of the overlap (None: all);
-    negative_valid: (M,) bool, the rows that are negatives at all (None: all).
+    an anchor learns only from a confidence above ``threshold``. negative_sampling: M_n, negatives have
+    another pseudo-label. normalize: the mean runs over the "overlap" (N, the paper) or the "selected"
+    positions (released code). valid: (N,) bool, the rows in the overlap (None: all). negative_valid: (M,)
+    bool, the rows that are negatives at all (None: all).
 
     Sums are float32, or float64 for float64 rows and for a temperature below 0.05. Returns zero, with a
     gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``, and on a GPU

@@ -1,6 +1,6 @@
-"""The directional contrast's sums over the negatives in blocks of plain torch: the CPU's form.
+"""The directional contrast's sums over the negatives on the CPU, in blocks of plain torch.
 
-Which rows are selected decides the shapes, so a GPU would have to be waited for; it has a kernel of its own.
+Shapes depend on which rows are selected: a GPU would have to wait for them, so it has a kernel of its own.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ SIDE = 2**10  # anchors, and negatives, of a block of scores
 class Pairs(NamedTuple):
     """Anchors and the negatives that they are scored against."""
 
-    anchors: Tensor  # (N, D) over τ, float32 or float64, which is what sums are made in
+    anchors: Tensor  # (N, D) over τ, float32 or float64, the type of the sums
     selected: Tensor  # (N,) bool, the anchors that are scored at all
-    labels: Tensor | None  # (N,) int; None: a negative of the anchor's own label counts, too
+    labels: Tensor | None  # (N,) int; None: negatives of the anchor's own label count too
     negatives: Tensor  # (M, D) of any floating type
     negative_labels: Tensor  # (M,) int
-    negative_valid: Tensor | None  # (M,) bool, those that are there; None: all
+    negative_valid: Tensor | None  # (M,) bool, the rows that are negatives; None: all
 
 
 def log_sums(pairs: Pairs) -> Tensor:
-    """z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one, and for other anchors.
+    """Return z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one or not selected.
 
     The maximum runs along with the sum, which is rescaled when it rises.
     """
@@ -42,10 +42,10 @@ def log_sums(pairs: Pairs) -> Tensor:
 
 
 def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
-    """Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D); zero for other anchors.
+    """Return Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D); zero for the others.
 
-    log_sums: z, (N,), of the same ``pairs``; the scores are made once more. Dividing by Σ w, which is one,
-    takes z's rounding out.
+    log_sums: z, (N,), of the same ``pairs``. The scores are computed again; dividing by Σ w, which is one,
+    removes z's rounding.
     """
     means = torch.zeros_like(pairs.anchors)
     for rows in _selected(pairs):
@@ -61,12 +61,12 @@ def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
 
 
 def _selected(pairs: Pairs) -> tuple[Tensor, ...]:
-    """The selected anchors' places, int64, block by block."""
+    """Return the places of the selected anchors, int64, in blocks."""
     return pairs.selected.nonzero()[:, 0].split(SIDE)
 
 
 def _blocks(pairs: Pairs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores of ``rows`` against a block of negatives, −∞ where one is none of a row's, and the block."""
+    """Yield the scores of ``rows`` against a block of negatives, −∞ for those not a row's, and the block."""
     anchors = pairs.anchors[rows]
     for start in range(0, len(pairs.negatives), SIDE):
         block = slice(start, start + SIDE)
@@ -80,5 +80,5 @@ def _blocks(pairs: Pairs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _finite(largest: Tensor) -> Tensor:
-    """What is taken off the scores: −∞ − −∞ would not be a number."""
+    """Return what is subtracted from the scores; −∞ − −∞ would not be a number."""
     return largest.clamp(min=torch.finfo(largest.dtype).min)

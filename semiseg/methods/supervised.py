@@ -39,6 +39,7 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the loss of the labelled images."""
         logits = self.student(labelled.images)
         loss = supervised_loss(logits, labelled.masks, self.hard_examples)
         return loss, {"supervised": loss.detach()}

@@ -1,7 +1,7 @@
-"""Heads that work on single pixels: (N, D) rows, some of which do not count.
+"""Heads for single pixels, rows (N, D) of which some do not count.
 
-Both keep fixed shapes: a row that does not count is computed but leaves no trace in the batch norm's
-statistics, so no step waits for the device to learn how many rows there are.
+Shapes are fixed: a row that does not count is computed too, but leaves no trace in batch norm's statistics.
+So no step waits for the device to learn how many rows there are.
 """
 
 import torch
@@ -15,7 +15,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch norm whose statistics come from the rows of all processes that are ``valid``."""
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
-        """rows: (N, D); valid: (N,) bool. Returns (N, D) float32."""
+        """Normalise rows (N, D), of which those ``valid`` (N,) count. Returns (N, D) float32."""
         assert self.running_mean is not None
         assert self.running_var is not None
         rows = rows.float()
@@ -39,7 +39,7 @@ class PixelHead(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:
-        """rows: (N, in_dim); valid: (N,) bool. Returns (N, dim); rows that are not valid mean nothing."""
+        """Return (N, dim) for rows (N, in_dim); where not ``valid`` (N,) the result means nothing."""
         out: Tensor = self.out(relu(self.norm(self.hidden(rows), valid)))
         return out
 
@@ -73,7 +73,7 @@ class ClassAttention(nn.Module):
         self.register_buffer("running_var", torch.ones(num_classes, dim))
 
     def forward(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Scores (N,) float32 in (0, 1) of rows (N, dim) by the modules of their labels (N,).
+        """Return scores (N,) float32 in (0, 1) of rows (N, dim) by the modules of their labels (N,).
 
         A row whose label is outside [0, C) scores zero. In training mode a class's batch statistics come
         from its own rows, of all processes.
@@ -100,7 +100,7 @@ class ClassAttention(nn.Module):
         return pad(logits.sigmoid().flatten(), (0, 1))[place]
 
     def _statistics(self, hidden: Tensor, filled: Tensor, block_class: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance (C, D) of each class's rows; running statistics move towards them."""
+        """Return mean and biased variance (C, D) of each class's rows, and update the running ones."""
         zeros = torch.zeros_like(self.running_mean)
 
         def by_class(values: Tensor) -> Tensor:
@@ -115,10 +115,10 @@ class ClassAttention(nn.Module):
 
 
 def _blocks(labels: Tensor, num_classes: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each row of labels (N,) in [0, num_classes] goes, its class's rows together in whole blocks.
+    """Lay out rows with labels (N,) in [0, num_classes] by class, in whole blocks.
 
-    Returns place (N,), the row's place in the layout (the one after the last for a row of no class); filled
-    (places,) bool; and block_class (places / block,), the class that each block belongs to.
+    Returns place (N,), each row's place in the layout (one past the end for a row of no class); filled
+    (places,) bool; and block_class (places / block,), the class of each block.
     """
     places = (-(-len(labels) // block) + num_classes) * block
     count = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
@@ -151,7 +151,7 @@ def _update_running(
     count: Tensor,
     momentum: float | None,
 ) -> None:
-    """As nn.BatchNorm1d does, with the unbiased variance; less than two rows change nothing."""
+    """Update as nn.BatchNorm1d does, with the unbiased variance; fewer than two rows change nothing."""
     assert momentum is not None
     step = torch.where(count > 1, momentum, 0.0)
     running_mean.lerp_(mean, step.expand_as(mean))

@@ -8,11 +8,11 @@ RATES = (6, 12, 18, 24)
 
 
 def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
-    """Features are the backbone's last map, (B, channels, H/s, W/s); the paper has ResNet-101 and s = 8.
+    """Return DeepLabv2; features are the backbone's last map, (B, channels, H/s, W/s).
 
-    There is no decoder whose width ``channels`` could set. The code released with CMB sums the first two
-    rates only (SemiSeg-Contrastive model/deeplabv2.py, Classifier_Module.forward returns inside its loop) and
-    keeps batch norm's affine parameters fixed; here all four are summed, and they are trained.
+    The paper has ResNet-101 and s = 8. ``channels`` is not used, because there is no decoder. The code
+    released with CMB sums the first two rates only (SemiSeg-Contrastive model/deeplabv2.py 90-94) and fixes
+    batch norm's scale and shift; here all four are summed, and scale and shift are trained.
     """
     return SegmentationNetwork(
         backbone,
@@ -25,12 +25,14 @@ def network(backbone: Backbone, channels: int, num_classes: int) -> Segmentation
 
 
 class LastMap(nn.Module):
+    """The backbone's last map, in place of a decoder."""
+
     def forward(self, maps: Maps) -> Tensor:
         return maps[-1]
 
 
 class AtrousClassifiers(nn.Module):
-    """(B, inputs, h, w) -> (B, num_classes, h, w), the sum of a 3x3 convolution for each rate."""
+    """Sum of a 3x3 convolution for each rate: (B, num_classes, h, w) of (B, inputs, h, w)."""
 
     def __init__(self, inputs: int, num_classes: int) -> None:
         super().__init__()

@@ -11,10 +11,11 @@ BINS = (1, 2, 3, 6)
 
 
 def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
-    """Features (B, channels, H/s, W/s); the paper has ResNet-50, s = 8 and a width of 512.
+    """Return PSPNet; features are (B, channels, H/s, W/s).
 
-    As the code released with DCC has it (Context-Aware-Consistency models/encoder.py), but for the backbone's
-    first layer: torchvision's 7x7 convolution, not three of 3x3.
+    The paper has ResNet-50, s = 8 and a width of 512. The head is that of the code released with DCC
+    (Context-Aware-Consistency models/encoder.py 12-38); the backbone begins with torchvision's 7x7
+    convolution, not with three of 3x3.
     """
     return SegmentationNetwork(
         backbone,
@@ -27,7 +28,7 @@ def network(backbone: Backbone, channels: int, num_classes: int) -> Segmentation
 
 
 class PyramidPooling(nn.Module):
-    """Means over 1x1, 2x2, 3x3 and 6x6 regions beside the map itself, then a 3x3 convolution."""
+    """Join the last map with its means over 1x1, 2x2, 3x3 and 6x6 regions by a 3x3 convolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
