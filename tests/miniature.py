@@ -66,6 +66,8 @@ PROTOCOL: dict[str, Any] = {
     },
     "labelled_batch": 2,
     "unlabelled_batch": 2,
+    "accumulate": 1,
+    "checkpoint_activations": False,
     "steps": STEPS,
     "precision": "fp32",
     "compile": False,

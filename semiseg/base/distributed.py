@@ -7,7 +7,7 @@ that its average over the processes is the loss of the global batch. With one pr
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -86,6 +86,14 @@ def replicated(module: nn.Module) -> nn.Module:
         # torch 2.15 renamed broadcast_buffers; earlier versions do not know the new name.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def averaging(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Average the processes' gradients behind the ``last`` part of a batch only."""
+    if last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    several: AbstractContextManager[None] = model.no_sync()
+    return several
 
 
 # --- shares -------------------------------------------------------------------------------------------------

@@ -31,7 +31,14 @@ FULL = "full"  # the share of all images
 BACKBONES = ("resnet18", "resnet50", "resnet101", "efficientnet_lite0")
 # Fields that cannot change a result, and the path of the weights, whose content has a digest; never hashed.
 WITHOUT_EFFECT = frozenset(
-    {"checkpoint_every", "checkpoint_minutes", "image_cache_mib", "weights", "workers"}
+    {
+        "checkpoint_activations",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "image_cache_mib",
+        "weights",
+        "workers",
+    }
 )
 
 Options = Mapping[str, Any]
@@ -196,6 +203,8 @@ class Protocol:
     evaluation: Evaluation
     labelled_batch: int
     unlabelled_batch: int
+    accumulate: int  # parts of a batch that are trained one after the other; batch norm sees a part
+    checkpoint_activations: bool  # compute the backbone's activations again instead of keeping them
     steps: int
     precision: str  # fp32, or bf16 (autocast)
     compile: bool
@@ -210,10 +219,20 @@ class Protocol:
 
     def __post_init__(self) -> None:
         checks.at_least(self, 2, "labelled_batch", "unlabelled_batch")  # batch norm needs two
-        checks.at_least(self, 1, "steps", "threads", "validate_every", "checkpoint_every", "log_every")
+        checks.at_least(self, 1, "accumulate", "steps", "threads")
+        checks.at_least(self, 1, "validate_every", "checkpoint_every", "log_every")
         checks.at_least(self, 0, "workers", "image_cache_mib")
         checks.one_of(self, "precision", "fp32", "bf16")
         checks.positive(self, "checkpoint_minutes")
+        for name in ("labelled_batch", "unlabelled_batch"):
+            images, rest = divmod(getattr(self, name), self.accumulate)
+            if rest or images < 2:
+                raise ValueError(
+                    f"accumulate: {self.accumulate} parts of {name}: {getattr(self, name)} are not equal, or "
+                    "have fewer than two images"
+                )
+        if self.compile and self.checkpoint_activations:
+            raise ValueError("compile and checkpoint_activations: set one of them to false")
         patch = self.network.patch or 1
         for key, side in (
             ("geometry: crop", self.geometry.crop),
@@ -412,10 +431,10 @@ class Params:
         gpus = next((self.grids[name].gpus for name in self.grids_of(run)), 1)
         protocol = self.run(run).protocol
         for name in ("labelled_batch", "unlabelled_batch"):
-            if getattr(protocol, name) % gpus:
+            if getattr(protocol, name) // protocol.accumulate % gpus:
                 raise UserError(
                     f"params.yaml: {run}: gpus: {gpus} cannot share the {name} of {getattr(protocol, name)} "
-                    "evenly; give a divisor of it"
+                    f"evenly, in {protocol.accumulate} part(s); give a divisor of it"
                 )
         return gpus
 

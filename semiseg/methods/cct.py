@@ -8,6 +8,7 @@ paper, and the option for each difference.
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ FAMILIES = ("vat", "noise", "drop", "dropout", "cutout", "context_mask", "object
 @dataclass(frozen=True)
 class Config(contract.Config):
     """CCT's hyper-parameters; the defaults follow the paper."""
+
+    by_parts: ClassVar[bool] = True
 
     # the total loss: L_s + ω_u L_u, where ω_u rises to its weight in a share of the run
     weight: float = 30.0

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
@@ -68,6 +68,10 @@ class ParameterGroup(TypedDict):
 @dataclass(frozen=True)
 class Config:
     """Base of every method's hyper-parameters."""
+
+    # Whether a batch may be trained in parts (Protocol.accumulate): true if the loss is a mean over images or
+    # pixels. Batch norm, and what is pasted from one image into another, then see a part.
+    by_parts: ClassVar[bool] = False
 
     def check(self, protocol: Protocol) -> None:
         """Raise ValueError if the options cannot be trained under ``protocol``, such as a ramp-up that is
@@ -137,9 +141,14 @@ def configured(name: str, options: Options, protocol: Protocol, key: str = "para
     """Return the Config of method ``name`` with ``options``, checked against ``protocol``.
 
     ``key`` says in errors where the options stand. Raises UserError for an unknown option, a value out of
-    range and a schedule that does not fit.
+    range, a schedule that does not fit, and a batch in parts if the method needs it whole.
     """
     config: Config = from_tree(module(name).Config, options, key)
+    if protocol.accumulate > 1 and not config.by_parts:
+        raise UserError(
+            f"{key}: {name} compares or remembers images of a whole batch, which the protocol's accumulate: "
+            f"{protocol.accumulate} would split; set it to 1"
+        )
     try:
         config.check(protocol)
     except ValueError as error:

@@ -9,7 +9,7 @@ and the option for each difference.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 @dataclass(frozen=True)
 class Config(contract.Config):
     """Hyper-parameters; the defaults are FixMatch's, ``unimatch`` and ``unimatch_v2`` are recipes."""
+
+    by_parts: ClassVar[bool] = True
 
     # the total loss: (L_sup + strong_weight L_strong + feature_weight L_feature) / 2
     strong_weight: float = 1.0  # UniMatch: μ = 0.5

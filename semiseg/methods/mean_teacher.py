@@ -8,6 +8,7 @@ papers, and the option for each difference.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 @dataclass(frozen=True)
 class Config(contract.Config):
     """Mean teacher's hyper-parameters; the recipe ``cutmix_seg`` sets its own."""
+
+    by_parts: ClassVar[bool] = True
 
     # the total loss: L_sup + weight x ramp-up x share of confident pixels x consistency
     weight: float = 100.0  # CutMix-Seg: 1

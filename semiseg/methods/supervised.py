@@ -1,6 +1,7 @@
 """The supervised baseline: cross-entropy on labelled images."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 @dataclass(frozen=True)
 class Config(contract.Config):
     """The baseline's only hyper-parameter."""
+
+    by_parts: ClassVar[bool] = True
 
     hard_examples: HardExamples | None = None  # mined online instead of all labelled pixels
 

@@ -1,6 +1,7 @@
 """One training step, and all that takes it: the method, the optimiser and its schedule."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from semiseg.base import distributed
 from semiseg.base.gpu_memory import enough_memory
 from semiseg.base.parameters import Optimiser, Protocol, RunConfig
 from semiseg.methods import contract
 from semiseg.methods.contract import Config, Labelled, Logs, Method, Rates, Task, Unlabelled
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
+from semiseg.models.recompute import recompute
 from semiseg.models.synchronised import synchronise
 
 
@@ -29,11 +32,13 @@ def new_learner(config: RunConfig, options: Config, task: Task, device: torch.de
     learner = contract.build(config.method, new_network, options, task)
     synchronise(learner, device)
     learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.protocol.compile:
-        for module in learner.modules():
-            if isinstance(module, SegmentationNetwork):
+    for module in learner.modules():
+        if isinstance(module, SegmentationNetwork):
+            if config.protocol.compile:
                 module.backbone.compile()
                 module.decoder.compile()
+            if config.protocol.checkpoint_activations:
+                recompute(module.backbone)
     return learner.train()
 
 
@@ -75,21 +80,48 @@ def take_step(
 ) -> Logs:
     """Train on one batch and return the logs: loss, the method's own logs, and the gradient's norm.
 
-    ``model`` is ``learner`` or its DistributedDataParallel wrapper. The norm covers all parameters, before
-    clipping. Raises UserError if the GPU's memory is too small.
+    ``model`` is ``learner`` or its DistributedDataParallel wrapper. A batch in several parts gives the mean
+    of their gradients and logs. The norm covers all parameters, before clipping. Raises UserError if the
+    GPU's memory is too small.
     """
     protocol = config.protocol
+    logged: list[Logs] = []
     with enough_memory_for_a_step(config, unlabelled is not None):
-        with torch.autocast(
-            labelled.images.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"
-        ):
-            loss, logs = model(labelled, unlabelled, step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for part in range(protocol.accumulate):
+            last = part == protocol.accumulate - 1
+            with (
+                distributed.averaging(model, last),
+                torch.autocast(
+                    labelled.images.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"
+                ),
+            ):
+                loss, logs = model(*_part(labelled, unlabelled, part, protocol.accumulate), step)
+            (loss / protocol.accumulate).backward()
+            logged.append({"loss": loss.detach(), **logs})
         norm = nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm or math.inf)
         optimiser.step()
         learner.after_step(step)
-    return {"loss": loss.detach(), **logs, "gradient_norm": norm}
+    return {**_means(logged), "gradient_norm": norm}
+
+
+def _means(logged: Sequence[Logs]) -> Logs:
+    """Return the mean of each log over the parts of a batch."""
+    if len(logged) == 1:
+        return logged[0]
+    return {name: torch.stack([logs[name] for logs in logged]).mean() for name in logged[0]}
+
+
+def _part(
+    labelled: Labelled, unlabelled: Unlabelled | None, part: int, parts: int
+) -> tuple[Labelled, Unlabelled | None]:
+    """Return one of ``parts`` equal blocks of neighbouring images of a batch."""
+    if parts == 1:
+        return labelled, unlabelled
+    own = Labelled(*(tensor.chunk(parts)[part] for tensor in labelled))
+    if unlabelled is None:
+        return own, None
+    return own, {name: tensor.chunk(parts)[part] for name, tensor in unlabelled.items()}
 
 
 def enough_memory_for_a_step(config: RunConfig, unlabelled: bool) -> AbstractContextManager[None]:
@@ -100,6 +132,6 @@ def enough_memory_for_a_step(config: RunConfig, unlabelled: bool) -> AbstractCon
         batch += f" and {protocol.unlabelled_batch} unlabelled"
     return enough_memory(
         f"{config.run}: a step of {batch} crops of {protocol.geometry.crop} pixels in {protocol.precision}",
-        f"in protocols: {config.protocol_name}, lower labelled_batch, unlabelled_batch or crop, "
-        "or set precision: bf16",
+        f"in protocols: {config.protocol_name}, lower labelled_batch, unlabelled_batch or crop, raise "
+        "accumulate, or set checkpoint_activations: true or precision: bf16",
     )

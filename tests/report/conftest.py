@@ -45,6 +45,8 @@ protocols:
     evaluation: {long_side: null, window: null, stride: null, flip: false, recalibrate: null}
     labelled_batch: 4
     unlabelled_batch: 6
+    accumulate: 1
+    checkpoint_activations: false
     steps: 1500
     precision: fp32
     compile: false

@@ -1,0 +1,45 @@
+"""Activations that are computed a second time in the backward pass instead of being kept."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(backbone: nn.Module) -> None:
+    """Let each block of ``backbone``, a member of its outermost sequences, keep only its inputs.
+
+    Results stay the same to the bit: the second pass draws the same random numbers, and batch norm's running
+    statistics take the first pass alone. A block computes its forward pass twice.
+    """
+    for child in backbone.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            for block in child:
+                contexts = partial(_contexts, block)
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        else:
+            recompute(child)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first and of the second pass."""
+    return nullcontext(), _spare_buffers(block)
+
+
+@contextmanager
+def _spare_buffers(block: nn.Module) -> Iterator[None]:
+    """Let what ``block`` writes into its buffers go into copies, which are dropped."""
+    kept = [
+        (module, name, buffer)
+        for module in block.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
