@@ -121,6 +121,10 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the supervised loss + w(t) x the auxiliary decoders' consistency, and both parts.
+
+        ``unlabelled`` holds image (B, 3, H, W). Logs: supervised, consistency (before its weight).
+        """
         assert unlabelled is not None
         config = self.config
         supervised = self._supervised_loss(self.student(labelled.images), labelled.masks, step)

@@ -77,6 +77,10 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the supervised loss of both networks + weight x their crossed one, and both parts.
+
+        ``unlabelled`` holds image (B, 3, H, W) and mask (B, H, W), 255 on padding. Logs: supervised, crossed.
+        """
         assert unlabelled is not None
         config, networks = self.config, (self.first, self.second)
 

@@ -108,6 +108,11 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return (L_x + weights x consistency of strong views and of perturbed features) / 2 and its parts.
+
+        ``unlabelled`` holds image (B, 3, H, W) and mask (B, H, W), 255 on padding. Logs: supervised, strong,
+        feature; confident, the share of pixels above the threshold.
+        """
         assert unlabelled is not None
         config = self.config
 

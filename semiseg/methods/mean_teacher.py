@@ -91,6 +91,11 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the supervised loss + weight x consistency with the teacher, and its parts.
+
+        ``unlabelled`` holds image (B, 3, H, W) and mask (B, H, W), 255 on padding. Logs: supervised,
+        consistency (before its weight); confident, the share of pixels above the threshold.
+        """
         assert unlabelled is not None
         config = self.config
 

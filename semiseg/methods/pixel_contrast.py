@@ -80,6 +80,11 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the segmentation loss + weight x the contrast of labelled pixels, and its parts.
+
+        ``unlabelled`` is None unless FixMatch's loss is added. Logs: supervised, contrast, samples; strong
+        with FixMatch's loss.
+        """
         config = self.config
         features = self.student.features(labelled.images)
         logits = self.student.classify(features)

@@ -121,6 +121,11 @@ class Method(contract.Method):
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
     ) -> tuple[Tensor, Logs]:
+        """Return the supervised, the pseudo-labels' and the contrastive loss, weighted, and its parts.
+
+        ``unlabelled`` holds image (B, 3, H, W) and mask (B, H, W), 255 on padding. Before the start only the
+        labelled images are learned.
+        """
         assert unlabelled is not None
         config = self.config
         if step < self.start:
