@@ -22,7 +22,7 @@ from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP, STEPS = 4, 2, 32, 1000
 STEP = 500
-RECORDING = Path(__file__).parents[1] / "recordings" / "cct_4_steps.npz"
+RECORDING = Path(__file__).with_name("recordings") / "cct_4_steps.npz"
 
 
 def learner(config: Config = Config(), background: int | None = 0, **changes: Any) -> Method:  # noqa: B008
@@ -371,7 +371,7 @@ def test_it_computes_what_the_released_code_computed(
         norms = np.array(
             [value(named[name], gradient=True).norm().item() for name in recorded["names"].tolist()]
         )
-        assert norms == pytest.approx(recorded[f"{prefix}gradient_norms"][step], rel=1e-3, abs=1e-6)
+        assert norms == pytest.approx(recorded[f"{prefix}gradient_norms"][step], rel=1e-4, abs=1e-6)
         optimiser.step()
     last = np.array([value(named[name]).norm().item() for name in recorded["names"].tolist()])
     assert last == pytest.approx(recorded[f"{prefix}final_norms"], rel=1e-4)
