@@ -53,6 +53,15 @@ def test_the_library_imports_what_it_may(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", METHODS, ids=str)
+def test_the_front_door_of_a_method_is_documented(file: Path) -> None:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    for name in ("Config", "Method", "views", "training_step"):
+        (found,) = [node for node in named if node.name == name]
+        assert ast.get_docstring(found), name
+
+
+@pytest.mark.parametrize("file", METHODS, ids=str)
 def test_a_method_imports_no_other(file: Path) -> None:
     others = {f"semiseg.methods.{each.stem}" for each in METHODS}
     assert not {name for name in imported(file) for other in others if f"{name}.".startswith(f"{other}.")}
