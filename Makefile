@@ -7,7 +7,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test slurm-test plan verify rehearse
+.PHONY: demo test slurm-test plan verify rehearse check-results
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -41,6 +41,10 @@ plan: .venv/.ready
 DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))
 verify: .venv/.ready
 	@bad=0; for name in $(DATASET); do python pipeline/verify.py $$name || bad=1; done; exit $$bad
+
+# make check-results: every record under results/runs/, as a pull request is checked, and which ones are new.
+check-results: .venv/.ready
+	@python pipeline/check_results.py
 
 # make rehearse, or make rehearse TABLE=paper-dcc-voc: the papers' tables in miniature, by both engines.
 rehearse: .venv/.ready
