@@ -7,7 +7,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test slurm-test plan verify rehearse check-results
+.PHONY: demo test slurm-test plan verify rehearse check-results export-run
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -45,6 +45,10 @@ verify: .venv/.ready
 # make check-results: every record under results/runs/, as a pull request is checked, and which ones are new.
 check-results: .venv/.ready
 	@python pipeline/check_results.py
+
+# make export-run RUN=cmb/camvid-1_8/0: pack networks, history, predictions and record into one file.
+export-run: .venv/.ready
+	@python pipeline/export_run.py $(or $(RUN),$(error Which run? make export-run RUN=cmb/camvid-1_8/0))
 
 # make rehearse, or make rehearse TABLE=paper-dcc-voc: the papers' tables in miniature, by both engines.
 rehearse: .venv/.ready

@@ -72,6 +72,7 @@ class Record:
     # Pixels of the evaluation list by true class (rows) and class predicted by the headline network at the
     # last step: (C, C).
     confusion: tuple[tuple[int, ...], ...]
+    published_at: str | None = None  # address or DOI of the packed run (pipeline/export_run.py)
 
     @property
     def miou(self) -> float:
@@ -121,6 +122,8 @@ def _check_place(record: Record, path: Path) -> None:
 
 def _check_figures(record: Record, path: Path) -> None:
     """Refuse figures that were edited by hand."""
+    if record.published_at is not None and not re.match(r"(https?://|doi:)\S+$", record.published_at):
+        raise UserError(f"{path}: published_at: '{record.published_at}' is not https://… or doi:…")
     for moment, scores in (("last", record.last), ("best", record.best)):
         if record.headline not in scores.networks:
             raise UserError(f"{path}: {moment}: has no network '{record.headline}', the headline")
