@@ -13,17 +13,24 @@ EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: started again, the stage may go on
 EXIT_INTERRUPTED = 130  # a shell's status of a process that ctrl-C ended
 INTERRUPTED = "interrupted; give the same command again to go on"
-# The disk is full or cannot be written to.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# The disk is full, cannot be reached or written to, or something else lies where a file or a folder should.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+TAKEN = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
+PLACE = (*FULL, *REFUSED, *TAKEN)
 
 
 class UserError(Exception):
     """Bad input, or a state of the machine that the user has to mend.
 
-    The message is one line: what is wrong, where (the key or the file), and what to do.
+    The message is one line: what is wrong, where (the key or the file), and what to do. Characters that
+    cannot be printed, such as a line feed in a file's name, are shown as escapes.
     """
 
     exit_status = EXIT_BAD_INPUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else ascii(each)[1:-1] for each in message))
 
 
 @contextmanager
@@ -41,13 +48,13 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         _end(INTERRUPTED, EXIT_INTERRUPTED)
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in PLACE:
             raise
-        place = error.filename or "the working folder"
-        _end(
-            f"{place}: {error.strerror}; free space or change permissions, then give the same command again",
-            EXIT_BAD_INPUT,
+        refused = UserError(
+            f"{error.filename or 'the working folder'}: {error.strerror}; free space, change permissions or "
+            "clear the place, then give the same command again"
         )
+        _end(str(refused), refused.exit_status)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -63,7 +70,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _leave_to_main_thread(arguments: threading.ExceptHookArgs) -> None:
     """Hide a full disk's traceback from TensorBoard's writing thread; the main thread meets the error too."""
     error = arguments.exc_value
-    if not (isinstance(error, OSError) and error.errno in DISK):
+    if not (isinstance(error, OSError) and error.errno in PLACE):
         threading.__excepthook__(arguments)
 
 
