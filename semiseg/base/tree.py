@@ -18,13 +18,16 @@ import yaml
 from semiseg.base.errors import UserError
 
 DEPTH, NODES = 20, 100_000  # of a file; more is a mistake or an attack
+DIGITS = 300  # of an integer; a float has no more
+LONGEST = 1000  # characters of a text
 
 
 def read(path: Path) -> Any:
     """Return the data of a YAML file.
 
-    Numbers and booleans follow YAML 1.2: 010 and 1:30 are text, and so are yes and no. Raises UserError for a
-    file that does not exist, is not UTF-8 or YAML, repeats a key, or contains itself.
+    Numbers and booleans follow YAML 1.2: 010 and 1:30 are text, and so are yes and no. Keys are text, as they
+    stand there. Raises UserError for a file that does not exist, is not UTF-8 or YAML, repeats a key,
+    contains itself, or holds a text that is very long or cannot be printed.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
@@ -34,31 +37,50 @@ def read(path: Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    for count, depth in enumerate(_depths(tree)):
+    for count, (key, node, depth) in enumerate(_nodes(tree, str(path))):
         if depth > DEPTH or count > NODES:
             raise UserError(f"{path}: nested more than {DEPTH} levels deep, or an alias contains itself")
+        for text in node if isinstance(node, Mapping) else [node]:
+            if isinstance(text, str) and not text.isprintable():
+                raise UserError(f"{key}: {_shown(text)} holds a character that cannot be printed; remove it")
+            if isinstance(text, str) and len(text) > LONGEST:
+                raise UserError(f"{key}: {_shown(text)} has more than {LONGEST} characters; shorten it")
     return tree
 
 
-def _depths(tree: object, depth: int = 0) -> Iterator[int]:
-    """Yield the depth of every node, the deepest at most DEPTH + 1."""
-    yield depth
+def _nodes(tree: object, key: str, depth: int = 0) -> Iterator[tuple[str, object, int]]:
+    """Yield every node with its key and its depth, the deepest at most DEPTH + 1."""
+    yield key, tree, depth
     if depth <= DEPTH and isinstance(tree, Mapping | list):
-        for each in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _depths(each, depth + 1)
+        for name, each in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _nodes(each, f"{key}: {name}", depth + 1)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars as in YAML 1.2's core schema; no key twice."""
+    """Plain scalars as in YAML 1.2's core schema; keys are text, and none stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        self.flatten_mapping(node)
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what ``<<`` names, as SafeLoader does, but without the values that others replace.
+
+        SafeLoader keeps these, so that maps which merge each other again and again grow without bound.
+        """
         seen: set[str] = set()
-        for key in keys:
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal("a key must be text, not a list or a map", key)
+            if key.value in seen:
+                raise _refusal(f"'{key.value}' stands twice", key)
+            seen.add(key.value)
+        super().flatten_mapping(node)
+        node.value = list({key.value: (key, value) for key, value in node.value}.values())
+
+
+def _refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 # PyYAML tries these in order; whatever matches none is text.
@@ -76,17 +98,24 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, (_first, _pattern) in RESOLVERS.items():
     _characters = [*_first, *([""] if _tag == "null" else [])]
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _characters)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float",
-    lambda loader, node: _number(typing.cast(yaml.ScalarNode, node).value),
-)
 
 
-def _number(text: str) -> float | str:
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """Convert a YAML 1.2 integer."""
+    if len(node.value) > DIGITS:
+        raise _refusal(f"a number of {len(node.value)} digits", node)
+    return int(node.value)
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float | str:
     """Convert a YAML 1.2 float; digits with a leading zero stay text."""
-    if re.fullmatch(r"[-+]?0[0-9]+", text):
-        return text
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if re.fullmatch(r"[-+]?0[0-9]+", node.value):
+        return str(node.value)
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def from_tree(kind: Any, tree: object, key: str) -> Any:

@@ -146,7 +146,7 @@ def test_what_is_no_sound_yaml_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     said = refusal(written(tmp_path, "other: 1\nmap:\n  steps: 10\n  steps: 20\n"))
     assert "'steps'" in said
-    assert "line 3" in said
+    assert "line 4" in said
 
 
 def test_a_merged_key_may_be_given_anew(tmp_path: Path) -> None:
