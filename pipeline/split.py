@@ -13,8 +13,7 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     name, seed, params = arguments.split, arguments.seed, parameters.load()
-    if seed < 0:
-        raise UserError(f"{name}: seed {seed}: a seed is not negative")
+    parameters.check_seed(seed)
     split = parameters.look_up(params.splits, name, "splits")
     dataset = prepared.open_dataset(split.dataset, params.datasets[split.dataset])
     with_mask, without_mask = dataset.by_mask()

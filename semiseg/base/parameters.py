@@ -25,6 +25,8 @@ from semiseg.base.names import check_names
 from semiseg.base.tree import fraction, from_tree, read
 
 LIBRARY = Path(__file__).parents[1]
+MOST = 2**16  # pixels, images, channels or processes: more is a slip of the pen, and would end without memory
+SEEDS = 2**32
 SHARED = ("contract", "common")  # files of semiseg/methods/ that are not methods
 DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
 FULL = "full"  # the share of all images
@@ -119,7 +121,7 @@ class Network:
         if not weights.known(self.weights, self.backbone):
             raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
         checks.one_of(self, "output_stride", *((8, 16) if self.patch is None else (self.patch,)))
-        checks.at_least(self, 1, "decoder_channels")
+        checks.within(self, 1, MOST, "decoder_channels")
 
     @property
     def patch(self) -> int | None:
@@ -144,7 +146,9 @@ class Geometry:
     def __post_init__(self) -> None:
         checks.positive(self, "scale")
         checks.ascending(self, "scale")
-        checks.at_least(self, 1, "base_size", "crop")
+        checks.within(self, 1, MOST, "base_size", "crop")
+        if self.base_size * self.scale[1] > MOST:
+            raise ValueError(f"scale: {self.scale[1]} times base_size is more than {MOST} pixels")
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Evaluation:
     recalibrate: int | None
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "long_side", "window", "recalibrate")
+        checks.within(self, 1, MOST, "long_side", "window", "recalibrate")
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride: give both, or neither")
         if self.stride is not None and not 0 < self.stride <= 1:
@@ -218,10 +222,11 @@ class Protocol:
     methods: Mapping[str, Options]  # options that a method takes under this protocol
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 2, "labelled_batch", "unlabelled_batch")  # batch norm needs two
-        checks.at_least(self, 1, "accumulate", "steps", "threads")
-        checks.at_least(self, 1, "validate_every", "checkpoint_every", "log_every")
-        checks.at_least(self, 0, "workers", "image_cache_mib")
+        checks.within(self, 2, MOST, "labelled_batch", "unlabelled_batch")  # batch norm needs two
+        checks.within(self, 1, MOST, "accumulate", "threads")
+        checks.at_least(self, 1, "steps", "validate_every", "checkpoint_every", "log_every")
+        checks.within(self, 0, MOST, "workers")
+        checks.at_least(self, 0, "image_cache_mib")
         checks.one_of(self, "precision", "fp32", "bf16")
         checks.positive(self, "checkpoint_minutes")
         for name in ("labelled_batch", "unlabelled_batch"):
@@ -279,15 +284,14 @@ class Grid:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}: {list(values)} must not be empty or repeat itself")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds: {min(self.seeds)} is negative")
+        checks.within(self, 0, SEEDS - 1, "seeds")
         chain = self.waterfall
         if len(chain) == 1 or len(set(chain)) < len(chain):
             raise ValueError(f"waterfall: {list(chain)} must name at least two recipes, and none twice")
         for recipe in chain:
             if recipe not in self.recipes:
                 raise ValueError(f"waterfall: '{recipe}' is not one of recipes: {', '.join(self.recipes)}")
-        checks.at_least(self, 1, "gpus")
+        checks.within(self, 1, MOST, "gpus")
 
     @property
     def shares_by_protocol(self) -> Mapping[str, tuple[str, ...]]:
@@ -310,6 +314,12 @@ class Grid:
             for split in self.splits
             for seed in self.seeds
         ]
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that is negative or so large that it names no file."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed: {seed} is outside [0, {SEEDS - 1}]")
 
 
 def split_name(protocol: str, share: str) -> str:
@@ -384,8 +394,7 @@ class Params:
         """Return the configuration of one run. Raises UserError for an unknown recipe or split."""
         recipe = look_up(self.recipes, run.recipe, "recipes")
         split = look_up(self.splits, run.split, "splits")
-        if run.seed < 0:
-            raise UserError(f"{run}: a seed is not negative")
+        check_seed(run.seed)
         protocol, dataset = self._protocol(run.recipe, split.protocol), self.datasets[split.dataset]
         files = {
             "loop": LIBRARY / "training" / "loop.py",
@@ -581,4 +590,4 @@ def _check_references(params: Params) -> None:
 
 def _check_known(name: str, known: Iterable[str], key: str) -> None:
     if name not in known:
-        raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known)}")
+        raise UserError(f"params.yaml: {key}: there is no '{name}'; there are {', '.join(known) or 'none'}")
