@@ -9,6 +9,7 @@ from semiseg import stages
 from semiseg.base import parameters, paths
 from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
+from semiseg.data import sources
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     from semiseg.methods import contract
 
     params = parameters.load()
+    sources.check_options(params.datasets)
     contract.check_options(params)
     place = paths.DATA / "ingredients"
     texts = {place / file: text for file, text in stages.ingredients(params)}

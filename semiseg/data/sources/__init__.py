@@ -4,8 +4,12 @@
 """
 
 import importlib
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from filelock import FileLock
 
@@ -29,8 +33,8 @@ def prepare(name: str, dataset: Dataset) -> PreparedDataset:
     """
     check_name("datasets", name)
     target = paths.dataset(name)
-    source = importlib.import_module(f"semiseg.data.sources.{dataset.source}")
-    options = from_tree(source.Config, dataset.options, f"params.yaml: datasets: {name}: options")
+    source = _module(dataset)
+    options = _options(name, dataset)
     _check_apart(dataset, target)
     replacing.check_folder(paths.DATA)
     paths.DATA.mkdir(exist_ok=True)
@@ -45,10 +49,25 @@ def prepare(name: str, dataset: Dataset) -> PreparedDataset:
     return found
 
 
+def check_options(datasets: Mapping[str, Dataset]) -> None:
+    """Raise UserError for an option that the source of its dataset does not take."""
+    for name, dataset in datasets.items():
+        _options(name, dataset)
+
+
+def _module(dataset: Dataset) -> ModuleType:
+    return importlib.import_module(f"semiseg.data.sources.{dataset.source}")
+
+
+def _options(name: str, dataset: Dataset) -> Any:
+    """Return the Config of a dataset's source."""
+    return from_tree(_module(dataset).Config, dataset.options, f"params.yaml: datasets: {name}: options")
+
+
 def user_folder(dataset: Dataset) -> Path | None:
     """The user's own folder that a dataset is made from; None for every other source."""
     path = dataset.options.get("path") if dataset.source == "folder" else None
-    return None if path is None else Path(str(path)).expanduser()
+    return None if path is None else folder.own_folder(str(path))
 
 
 def fingerprint(dataset: Dataset) -> str | None:
@@ -66,7 +85,7 @@ def _check_apart(dataset: Dataset, target: Path) -> None:
     own = user_folder(dataset)
     if own is None:
         return
-    real, made = own.resolve(), target.resolve()
+    real, made = (Path(os.path.realpath(each)) for each in (own, target))  # of links in a circle too
     if real == made or real in made.parents or made in real.parents:
         raise UserError(
             f"{own}: your folder and {target}, where the suite keeps its copy, must lie apart; move your "

@@ -38,7 +38,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
 
     Raises UserError naming the user's list, image or mask that is missing, ambiguous or cannot be used.
     """
-    own = Path(options.path).expanduser()
+    own = own_folder(options.path)
     found = fingerprint(own)
     lists = read_lists(own)
     ids = [each for listed in lists.values() for each in listed]
@@ -70,9 +70,14 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     write_manifest(folder, dataset, layout, tuple(lists), source, originals)
 
 
+def own_folder(path: str) -> Path:
+    """Return the user's folder, with ~ replaced by the user's home; ~name stays if nobody has that name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises an error then)
+
+
 def fingerprint(own: Path) -> str | None:
     """sha256 (hex) of names, sizes and times of all that a dataset is made from; None without the folder."""
-    if not own.is_dir():
+    if not os.path.isdir(own):  # noqa: PTH112 (Path.is_dir raises an error for a name that is too long)
         return None
     paths = [own / f"{listed}.txt" for listed in LISTS]
     paths += [path for part in ("images", "masks") for path in _files(own / part)]
