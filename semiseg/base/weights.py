@@ -1,6 +1,7 @@
 """The files that pretrained weights come from, and the digest that identifies them."""
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def hub_file(backbone: str) -> str:
     return f"{backbone.removeprefix(TIMM)}.safetensors"
 
 
+def own_file(weights: str) -> Path:
+    """Return the file that ``weights`` names, with ~ replaced by the user's home."""
+    return Path(os.path.expanduser(weights))  # noqa: PTH111 (Path's raises an error if ~name is nobody)
+
+
 def digest(weights: str, backbone: str) -> str:
     """Return what identifies the weights: the sha256 of their file, or its published first digits.
 
@@ -70,8 +76,10 @@ def digest(weights: str, backbone: str) -> str:
         return weights
     if (weights, backbone) in PUBLISHED:
         return PUBLISHED[weights, backbone].sha256
-    path = paths.find_archive(hub_file(backbone)) if weights == HUB else Path(weights)
-    return _unchanged_sha256(path) if path is not None and path.is_file() else "absent"
+    path = paths.find_archive(hub_file(backbone)) if weights == HUB else own_file(weights)
+    if path is None or not os.path.isfile(path):  # noqa: PTH113 (Path's raises an error if the name is too long)
+        return "absent"
+    return _unchanged_sha256(path)
 
 
 def _unchanged_sha256(path: Path) -> str:

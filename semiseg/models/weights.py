@@ -1,6 +1,7 @@
 """Weights to start from: published ones, none, or a file."""
 
 import importlib.util
+import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
-from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file
+from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file, own_file
 from semiseg.data import archives
 from semiseg.models.network import Backbone, SegmentationNetwork
 
@@ -63,7 +64,7 @@ def obtain(network: Network) -> Path:
     if published is not None:
         return find(published)
     if network.weights != HUB:
-        return Path(network.weights)
+        return own_file(network.weights)
     name = hub_file(network.backbone)
     path = paths.find_archive(name)
     if path is None:
@@ -129,7 +130,7 @@ def _install(published: Published) -> Path:
 
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict's file, on the CPU, without running code from it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path's raises an error if the name is too long)
         raise UserError(
             f"network: weights: {path}: no such file; give {', '.join(NAMED[1:])}, none or a file's path"
         )
