@@ -15,6 +15,7 @@ from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
 from semiseg.base.paths import Run
+from semiseg.data import sources
 from semiseg.report.markup import one_line
 
 DEMO = "demo"  # a target of dvc.yaml beside the default grids
@@ -156,8 +157,8 @@ def stages(params: Params) -> str:
 
 def download(params: Params, name: str) -> str:
     """Return the stage that prepares a dataset; it depends on the files of a folder of one's own."""
-    dataset = params.datasets[name]
-    own = f"\n      - {dataset.options['path']}" if dataset.source == "folder" else ""
+    folder = sources.user_folder(params.datasets[name])
+    own = "" if folder is None else f"\n      - {quoted(folder.as_posix())}"
     return DOWNLOAD.format(dataset=name, own=own)
 
 
@@ -262,6 +263,7 @@ def listed(values: Iterable[str] | Iterable[int]) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     params = parameters.load()
+    sources.check_options(params.datasets)
     write_text(Path("dvc.yaml"), targets(params))
     write_text(Path("pipeline", "dvc.yaml"), stages(params))
 
