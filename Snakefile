@@ -15,9 +15,6 @@ from snakemake.utils import min_version, validate
 min_version("9.27")
 
 
-configfile: "params.yaml"
-
-
 if workflow.config_settings.overwrite_config:
     raise WorkflowError(
         "--config and --configfile do not reach the stages, which read params.yaml: change params.yaml instead"
@@ -26,6 +23,11 @@ try:
     PARAMS = parameters.load(Path("params.yaml"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+configfile: "params.yaml"  # after the check, for this would end a broken file with a traceback
+
+
 validate(config, "pipeline/params.schema.yaml", set_default=False)
 STAGES = Stages(PARAMS)
 
