@@ -31,16 +31,20 @@ configfile: "params.yaml"  # after the check, for this would end a broken file w
 validate(config, "pipeline/params.schema.yaml", set_default=False)
 STAGES = Stages(PARAMS)
 
+
+def escaped(text):
+    """Return text that Snakemake formats into itself: braces may stand in the name of the project's folder."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+ENVIRONMENT = escaped(str(Path(workflow.basedir, "environment.yaml")))
+
 # tee must not hide a failed stage. A signal that reaches the whole job is for the stage, which may save its work: the
 # shell waits for it, and tee writes until the stage ends.
 shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
 if not workflow.deployment_settings.deployment_method:
     # Stages run under the Python that runs Snakemake, whether its environment is activated or not.
-    folder = (
-        shlex.quote(str(Path(sys.executable).parent))
-        .replace("{", "{{")
-        .replace("}", "}}")
-    )
+    folder = escaped(shlex.quote(str(Path(sys.executable).parent)))
     shell_prefix += f"PATH={folder}:$PATH; "
 shell.prefix(shell_prefix)
 
@@ -84,7 +88,7 @@ rule download:
         "logs/download/{dataset}.log",
     localrule: True
     conda:
-        "environment.yaml"
+        ENVIRONMENT
     params:
         ingredients=STAGES.download,
     message:
@@ -103,7 +107,7 @@ rule split:
         "logs/split/{split}/{seed}.log",
     localrule: True
     conda:
-        "environment.yaml"
+        ENVIRONMENT
     params:
         ingredients=STAGES.split,
     message:
@@ -125,7 +129,7 @@ rule train:
     benchmark:
         "logs/train/{recipe}/{split}/{seed}.benchmark.tsv"
     conda:
-        "environment.yaml"
+        ENVIRONMENT
     threads: STAGES.threads_of_all
     resources:
         gpu=STAGES.gpus,
@@ -150,7 +154,7 @@ rule evaluate:
         "logs/evaluate/{recipe}/{split}/{seed}.log",
     priority: 1  # before more training: a run's last checkpoint is kept until it is evaluated
     conda:
-        "environment.yaml"
+        ENVIRONMENT
     threads: STAGES.threads
     resources:
         gpu=1,
@@ -181,7 +185,7 @@ rule report:
         "logs/report/{grid}.log",
     localrule: True
     conda:
-        "environment.yaml"
+        ENVIRONMENT
     params:
         ingredients=STAGES.report,
     message:
