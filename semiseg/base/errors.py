@@ -29,7 +29,7 @@ class UserError(Exception):
 
     exit_status = EXIT_BAD_INPUT
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         super().__init__("".join(each if each.isprintable() else ascii(each)[1:-1] for each in message))
 
 

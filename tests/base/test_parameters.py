@@ -376,7 +376,7 @@ def test_an_unknown_name_is_answered_with_those_that_are_there(tmp_path: Path) -
         with pytest.raises(UserError, match=missing) as refusal:
             params.run(run)
         assert {"supervised", "short-1_8"} & set(re.split(r"[ ,;]+", str(refusal.value)))
-    with pytest.raises(UserError, match="supervised/short-1_8/-1"):
+    with pytest.raises(UserError, match="seed: -1"):
         params.run(Run("supervised", "short-1_8", -1))
 
 
