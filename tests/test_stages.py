@@ -1,137 +1,170 @@
-import dataclasses
-from collections.abc import Iterator
+"""What each stage depends on: exactly the numbers, revisions and published figures that decide its result."""
+
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from semiseg import ingredients
-from semiseg.base import parameters
-from semiseg.base.paths import Run
+from semiseg import stages
+from semiseg.base import parameters, tree
+from semiseg.base.errors import UserError
+from semiseg.base.parameters import Params
+from semiseg.stages import Stages, Wildcards
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[1]
+ENTRIES: dict[str, Any] = tree.read(ROOT / "params.yaml")
+FEW: dict[str, Any] = {  # grids that stand for all
+    **ENTRIES,
+    "default": ["demo"],
+    "grids": {name: ENTRIES["grids"][name] for name in ("demo", "camvid-cmb-losses")},
+}
 
 
-@pytest.fixture
-def params() -> parameters.Params:
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # results/reference/ lies there
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
     return parameters.load(ROOT / "params.yaml")
 
 
-@pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A library of its own: semiseg/a.py imports the package b and, through it, b/c.py."""
-    files = {
-        "semiseg/a.py": "import os\nfrom semiseg.b import name\nfrom semiseg import missing\n",
-        "semiseg/b/__init__.py": "from semiseg.b.c import name\n",
-        "semiseg/b/c.py": "import semiseg.a\nname = 1\n",
-        "semiseg/b/d.py": "other = 2\n",
-        "semiseg/__init__.py": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(ingredients, "ROOT", tmp_path)
-    forget()
-    yield tmp_path
-    forget()
+def ingredients(folder: Path, *changes: tuple[tuple[str, ...], object]) -> dict[Path, str]:
+    """Return the ingredients of a few grids, with other values in params.yaml."""
+    entries = copy.deepcopy(FEW)
+    for (*way, last), value in changes:
+        place = entries
+        for key in way:
+            place = place[key]
+        place[last] = value
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(entries, sort_keys=False))
+    return dict(stages.ingredients(parameters.load(path)))
 
 
-def forget() -> None:
-    ingredients.imports.cache_clear()
-    ingredients.digest.cache_clear()
+def different(one: dict[Path, str], other: dict[Path, str]) -> set[Path]:
+    return {file for file in one.keys() & other.keys() if one[file] != other[file]}
 
 
-def test_closure_follows_imports_and_no_further(library: Path) -> None:
-    assert {str(file) for file in ingredients.closure([Path("semiseg/a.py")])} == {
-        "semiseg/a.py",
-        "semiseg/b/__init__.py",
-        "semiseg/b/c.py",
-        "semiseg/__init__.py",
-    }
+def test_every_stage_of_every_grid_has_its_ingredients(params: Params) -> None:
+    found = list(stages.ingredients(params))
+    files = dict(found)
+    assert len(files) == len(found)
+    expected = {Path("download", f"{name}.json") for name in params.datasets}
+    for name, grid in params.grids.items():
+        expected.add(Path("report", f"{name}.json"))
+        for run in grid.runs():
+            expected |= {Path(stage, run.recipe, f"{run.split}.json") for stage in ("train", "evaluate")}
+            expected.add(Path("split", f"{run.split}.json"))
+    assert files.keys() == expected
+    for text in files.values():
+        assert isinstance(json.loads(text), dict)
+
+
+def test_both_engines_read_the_same_text(params: Params) -> None:
+    """DVC reads the files; Snakemake passes the wildcards of a job."""
+    files, one = dict(stages.ingredients(params)), Stages(params)
+    run = params.grids["demo"].runs()[0]
+    names = Wildcards(recipe=run.recipe, split=run.split, seed="7")
+    assert one.train(names) == files[Path("train", run.recipe, f"{run.split}.json")]
+    assert one.evaluate(names) == files[Path("evaluate", run.recipe, f"{run.split}.json")]
+    assert one.split(names) == files[Path("split", f"{run.split}.json")]
+    assert one.report(Wildcards(grid="demo")) == files[Path("report", "demo.json")]
+    assert one.download(Wildcards(dataset="shapes")) == files[Path("download", "shapes.json")]
+
+
+def test_the_seed_stands_in_no_ingredients(params: Params) -> None:
+    one = Stages(params)
+    for stage in (one.train, one.evaluate):
+        texts = {stage(Wildcards(recipe="cmb", split="camvid-1_8", seed=seed)) for seed in ("0", "1")}
+        assert len(texts) == 1
+
+
+def test_a_run_holds_its_identity_and_a_record_the_evaluations_revision_too(params: Params) -> None:
+    one, names = Stages(params), Wildcards(recipe="cmb", split="camvid-1_8")
+    trained, evaluated = json.loads(one.train(names)), json.loads(one.evaluate(names))
+    assert trained["revisions"].keys() == {"loop", "method", "source"}
+    assert trained["weights_sha256"]
+    assert trained == {key: value for key, value in evaluated.items() if key != "evaluation"}
+    assert evaluated["evaluation"] >= 1
 
 
 @pytest.mark.parametrize(
-    "same",
+    ("keys", "value", "stages_of"),
     [
-        "def f(x):\n    return x + 1\n",
-        '"""What this is."""\n\n# Why.\ndef f(x):\n    """What f is."""\n    return (x +\n            1)\n',
-        'def f(x):\n    return x + 1\n\n"""A remark."""\n',
+        (
+            ("grids", "camvid-cmb-losses", "waterfall"),
+            ["cmb-only_sup", "cmb"],
+            {"report/camvid-cmb-losses.json"},
+        ),
+        (("grids", "demo", "title"), "Another", {"report/demo.json"}),
+        (("grids", "demo", "gpus"), 2, set()),
+        (("protocols", "demo", "workers"), 3, set()),
+        (("protocols", "demo", "image_cache_mib"), 3, set()),
+        (("protocols", "demo", "checkpoint_minutes"), 3, set()),
+        (
+            ("datasets", "shapes", "shares", "1/20"),
+            {"count": 9},
+            {"split/demo-1_20.json", "*/demo-1_20.json"},
+        ),
+        (("datasets", "shapes", "shares", "1/7"), {}, set()),
+        (("datasets", "shapes", "evaluate"), "test", {"*/demo-1_20.json"}),
+        (("datasets", "shapes", "options"), {"train": 99}, {"download/shapes.json", "*/demo-1_20.json"}),
+        (("protocols", "demo", "steps"), 121, {"*/demo-1_20.json"}),
+        (("recipes", "supervised", "added"), {}, set()),
+        (("protocols", "added"), ENTRIES["protocols"]["demo"], set()),
+    ],
+    ids=lambda each: ".".join(each) if isinstance(each, tuple) else "",
+)
+def test_a_value_changes_the_stages_that_it_decides(
+    tmp_path: Path, keys: tuple[str, ...], value: object, stages_of: set[str]
+) -> None:
+    before, after = ingredients(tmp_path), ingredients(tmp_path, (keys, value))
+    expected = {file for file in before for pattern in stages_of if matches(file, pattern)}
+    assert bool(expected) == bool(stages_of)
+    assert different(before, after) == expected
+
+
+def matches(file: Path, pattern: str) -> bool:
+    """Return whether ``file`` is ``pattern``; "*/split.json" stands for every run of a split."""
+    if pattern.startswith("*/"):
+        return file.name == pattern[2:] and file.parts[0] in ("train", "evaluate")
+    return file.as_posix() == pattern
+
+
+def test_a_report_depends_on_the_published_figures_that_it_shows(params: Params) -> None:
+    one = Stages(params)
+    with_figures = json.loads(one.report(Wildcards(grid="voc")))["published"]
+    assert "Alonso 2021" in json.dumps(with_figures)
+    without = json.loads(one.report(Wildcards(grid="demo")))["published"]
+    assert "2021" not in json.dumps(without)
+
+
+def test_files_and_resources_of_a_run(params: Params) -> None:
+    one = Stages(params)
+    names = Wildcards(recipe="cmb", split="camvid-1_8", seed="1")
+    assert one.manifest(names) == "data/camvid/manifest.json"
+    assert one.threads(names) == params.protocols["camvid"].threads
+    assert one.gpus(names) == 1
+    assert one.threads_of_all(names) == one.threads(names)
+    demo = params.grids["demo"].runs()
+    assert one.records(Wildcards(grid="demo")) == [run.metrics.as_posix() for run in demo]
+    assert one.histories(Wildcards(grid="demo")) == [run.history.as_posix() for run in demo]
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        ("manifest", Wildcards(split="demo-1_3")),
+        ("train", Wildcards(recipe="magic", split="demo-1_20")),
+        ("download", Wildcards(dataset="magic")),
+        ("report", Wildcards(grid="magic")),
     ],
 )
-def test_digest_sees_code_only(same: str, library: Path) -> None:
-    digests = []
-    for text in ("def f(x):\n    return x + 1\n", same, "def f(x):\n    return x + 2\n"):
-        (library / "semiseg/a.py").write_text(text)
-        forget()
-        digests.append(ingredients.digest(Path("semiseg/a.py")))
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_digest_of_a_function_that_is_only_a_docstring(library: Path) -> None:
-    (library / "semiseg/a.py").write_text('class A:\n    """Only this."""\n')
-    forget()
-    assert len(ingredients.digest(Path("semiseg/a.py"))) == 64
-
-
-def test_a_run_depends_on_its_own_method_and_the_loop(params: parameters.Params) -> None:
-    code = {
-        recipe: ingredients.train(params, Run(recipe, "shapes-1_20", 0))["code"]
-        for recipe in ("supervised", "cmb", "dcc")
-    }
-    for recipe, files in code.items():
-        methods = {Path(file).stem for file in files if file.startswith("semiseg/methods/")}
-        assert methods == {recipe}
-        assert {"pipeline/train.py", "semiseg/engine.py", "semiseg/models/heads/deeplabv3plus.py"} <= set(
-            files
-        )
-        assert not any(file.startswith("semiseg/report/") for file in files)
-
-
-def test_ingredients_of_a_run_do_not_name_its_seed(params: parameters.Params) -> None:
-    first, second = (ingredients.train(params, Run("cmb", "camvid-1_8", seed)) for seed in (0, 1))
-    assert first == second
-
-
-def test_a_run_does_not_depend_on_the_memory_for_its_images(params: parameters.Params) -> None:
-    run = Run("cmb", "camvid-1_8", 0)
-    before = ingredients.train(params, run)
-    protocol = params.protocols["camvid"]
-    other = dataclasses.replace(protocol, image_cache_mib=protocol.image_cache_mib + 1)
-    protocols = {**params.protocols, "camvid": other}
-    assert ingredients.train(dataclasses.replace(params, protocols=protocols), run) == before
-
-
-def test_a_waterfall_decides_the_figures_of_its_grid_and_nothing_else(params: parameters.Params) -> None:
-    name = "camvid-cmb-losses"
-    turned = dataclasses.replace(params.grids[name], waterfall=params.grids[name].waterfall[::-1])
-    other = dataclasses.replace(params, grids={**params.grids, name: turned})
-    before, after = (dict(ingredients.everything(each)) for each in (params, other))
-    assert {file for file in before if before[file] != after[file]} == {Path("report", f"{name}.json")}
-
-
-def test_a_split_does_not_depend_on_the_protocol(params: parameters.Params) -> None:
-    moved = dataclasses.replace(params.splits["camvid-1_8"], protocol="demo")
-    other = dataclasses.replace(params, splits={**params.splits, "camvid-1_8": moved})
-    assert ingredients.split(other, "camvid-1_8") == ingredients.split(params, "camvid-1_8")
-
-
-def test_every_stage_of_every_grid_has_its_ingredients(params: parameters.Params) -> None:
-    files = dict(ingredients.everything(params))
-    for name, grid in params.grids.items():
-        assert Path("tables", f"{name}.json") in files
-        assert Path("report", f"{name}.json") in files
-        for run in grid.runs():
-            assert files[Path("train", run.recipe, f"{run.split}.json")] == ingredients.text(
-                ingredients.train(params, run)
-            )
-            assert Path("evaluate", run.recipe, f"{run.split}.json") in files
-
-
-def test_a_table_depends_on_the_published_figures_beside_it(
-    params: parameters.Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    beside = ingredients.tables(params, "voc")["numbers"]["published"]
-    assert beside["cmb/voc-1_50"]["source"] == "Alonso 2021 Table 3"
-    assert beside["dcc/voc-1_16"]["miou"] == pytest.approx(0.701)
-    assert "cmb/voc-1_16" not in beside  # not in print
-    assert ingredients.report(params, "camvid")["numbers"]["published"] == {}
+def test_an_unknown_name_is_refused(params: Params, stage: str, names: Wildcards) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: \w+: .*'(magic|demo-1_3)'"):
+        getattr(Stages(params), stage)(names)
