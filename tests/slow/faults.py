@@ -1,31 +1,26 @@
-"""What the tests of faults share: training in this process, faults at a given step, and comparisons."""
+"""What the tests of faults share: a run, faults at one of its steps, and comparisons."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from semiseg.base import parameters, paths
-from semiseg.data import prepared, splits
 from semiseg.methods import supervised
-from semiseg.training import checkpoint, loop
+from semiseg.training import checkpoint
+from tests import miniature
 
-RUN = paths.Run("supervised", "mini-1_4", 0)
-NAMES = ("supervised", "mini-1_4", 0)
-WHERE = str(RUN.checkpoints)
+RUN = miniature.run("supervised")
+NAMES = (RUN.recipe, RUN.split, RUN.seed)
 
 
-def train(run: paths.Run = RUN, **protocol: object) -> dict:
-    """Train in this process, and forget what evaluation would; what is in model.pt."""
-    of_run = parameters.load().run(run)
-    of_run = replace(of_run, protocol=replace(of_run.protocol, **protocol))
-    dataset = prepared.open_dataset(of_run.split.dataset, of_run.dataset)
-    loop.train(of_run, dataset, splits.read(run.split, run.seed), torch.device("cpu"))
-    checkpoint.forget(run.checkpoints)
-    return checkpoint.read(run.artefacts / "model.pt")
+def train(**protocol: Any) -> dict[str, Any]:
+    """Train RUN in this process as evaluation leaves it, and return what its model.pt holds."""
+    model = miniature.train(miniature.config(**protocol))
+    checkpoint.forget(RUN.checkpoints)
+    return model
 
 
 def edit(old: str, new: str) -> None:
@@ -35,12 +30,13 @@ def edit(old: str, new: str) -> None:
     Path("params.yaml").write_text(text.replace(old, new))
 
 
-def same(one: dict, other: dict) -> bool:
-    """Whether two model.pt hold the same weights."""
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two model.pt hold the same networks, to the last bit."""
     return one["best_step"] == other["best_step"] and all(
-        torch.equal(one[part]["student"][name], other[part]["student"][name])
-        for part in ("last", "best")
-        for name in one[part]["student"]
+        torch.equal(tensor, other[moment][network][key])
+        for moment in ("last", "best")
+        for network, tensors in one[moment].items()
+        for key, tensor in tensors.items()
     )
 
 

@@ -1,5 +1,6 @@
-"""Faults of the data, the loss and the machine, provoked: one line, and a run that goes on exactly."""
+"""Provoked faults of data, loss and machine: each is one line, and the run goes on exactly."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -8,23 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg.base import parameters
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Optimiser
-from semiseg.evaluation.score import confusion
+from semiseg.base.gpu_memory import enough_memory
+from semiseg.data import prepared, splits
+from semiseg.evaluation.score import Scoring
 from semiseg.methods import supervised
-from semiseg.training import checkpoint, loop
-from semiseg.training import step as learning
-from semiseg.training.device import enough_memory
+from semiseg.training import checkpoint
+from semiseg.training import step as training_step
 from semiseg.training.divergence import Diverged
-from tests.slow.faults import RUN, WHERE, during_step, edit, interrupt, same, train
+from tests import miniature
+from tests.project import ROOT
+from tests.slow.faults import RUN, during_step, edit, interrupt, same, train
 from tests.tiny import tiny_network
 
 
 @pytest.fixture
 def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The miniature project with a tiny network, in this process."""
-    monkeypatch.setattr(learning, "build", lambda network, num_classes: tiny_network(num_classes))
+    monkeypatch.setattr(training_step, "build", lambda network, num_classes: tiny_network(num_classes))
     return mini_project
 
 
@@ -40,8 +42,7 @@ def test_a_damaged_checkpoint(tiny: Path, how: str, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert same(train(), whole)
     said = capsys.readouterr().err
-    assert "last.pt: not a readable checkpoint" in said
-    assert "going on from the one before it, step 2" in said
+    assert re.search(r"^checkpoints/.*/last\.pt: .* step 2$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("how", ["deleted", "corrupted"])
@@ -57,7 +58,7 @@ def test_an_image_lost_in_mid_training(tiny: Path, how: str) -> None:
 
     with during_step(4, lose), pytest.raises(UserError) as refused:
         train()
-    assert re.match(r"data/mini/JPEGImages/train_\d+\.jpg: unreadable image", str(refused.value))
+    assert re.match(r"data/mini/JPEGImages/train_\d+\.jpg: ", str(refused.value))
     assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 5  # all that was done
     for path, content in kept.items():
         path.write_bytes(content)
@@ -68,7 +69,7 @@ def test_an_image_lost_while_validating(tiny: Path) -> None:
     whole = train()
     image = Path("data/mini/JPEGImages/val_0001.jpg")
     content = image.read_bytes()
-    with during_step(2, image.unlink), pytest.raises(UserError, match=r"val_0001\.jpg: unreadable"):
+    with during_step(2, image.unlink), pytest.raises(UserError, match=r"val_0001\.jpg: "):
         train()
     saved = checkpoint.read(RUN.checkpoints / "last.pt")
     assert (saved["step"], saved["best_miou"]) == (3, -1.0)
@@ -103,7 +104,7 @@ def spoil(
 
 @pytest.mark.parametrize(
     ("spoiled", "what"),
-    [(nan, "loss 'loss'"), (nan_backwards, "the gradient's norm")],
+    [(nan, "'loss'"), (nan_backwards, "'gradient_norm'")],
     ids=["loss", "gradient"],
 )
 @pytest.mark.parametrize("clip_norm", [None, 5.0])
@@ -117,18 +118,19 @@ def test_a_step_that_is_not_finite_keeps_its_inputs_and_is_not_trained_to_again(
     edit("clip_norm: 5.0", f"clip_norm: {'null' if clip_norm is None else clip_norm}")
     given = spoil(monkeypatch, 2, spoiled)
     kept = RUN.checkpoints / "nan-step-2.pt"
-    said = rf"{what} is nan at step 2; the step's inputs are in {kept}; lower learning_rate"
-    with pytest.raises(Diverged, match=said) as raised:
+    with pytest.raises(Diverged, match=rf"{what}.* 2; .*{kept}") as raised:
         train()
-    assert raised.value.exit_status == 3
+    assert (raised.value.exit_status, raised.value.step) == (3, 2)
     inputs = checkpoint.read(kept)
     assert torch.equal(inputs["images"], given[2].images)
     assert torch.equal(inputs["masks"], given[2].masks)
     assert checkpoint.read(RUN.checkpoints / "last.pt")["step"] == 2
-    with pytest.raises(Diverged, match="diverged at step 2 before"):  # as an engine's retry would
+    with pytest.raises(Diverged, match=rf"{kept}") as again:  # as an engine's retry would meet it
         train()
-    with pytest.raises(UserError, match=rf"remove {WHERE} to train from the start"):
-        train(optimiser=Optimiser(learning_rate=1e-3))
+    assert again.value.step == 2
+    optimiser = dataclasses.replace(miniature.config().protocol.optimiser, learning_rate=1e-3)
+    with pytest.raises(UserError, match=rf"remove {RUN.checkpoints} "):
+        train(optimiser=optimiser)
     assert not (RUN.artefacts / "model.pt").exists()
 
 
@@ -137,7 +139,7 @@ def test_what_is_not_finite_is_never_saved(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     spoil(monkeypatch, 4, spoiled)
-    with pytest.raises(Diverged, match="at step 4"):
+    with pytest.raises(Diverged, match="step 4"):
         train(checkpoint_every=1, log_every=100, validate_every=100)
     saved = checkpoint.read(RUN.checkpoints / "last.pt")
     assert saved["step"] == 4
@@ -151,23 +153,21 @@ def test_a_gpu_that_is_too_small(tiny: Path) -> None:
     whole = train()
     with during_step(3, run_out), pytest.raises(UserError) as refused:
         train()
-    assert str(refused.value) == (
-        "supervised/mini-1_4/0: a step of 2 labelled crops of 32 pixels in fp32 did not fit into the GPU's "
-        "memory; in protocols: mini, lower labelled_batch, unlabelled_batch or crop, or set precision: bf16, "
-        "or free the GPU"
-    )
-    assert same(train(), whole)  # it was shared with somebody who has left
-
-
-class Greedy(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    said = str(refused.value)
+    assert said.startswith(f"{RUN}: ")
+    assert all(key in said for key in ("protocols: mini", "labelled_batch", "crop", "precision"))
+    assert same(train(), whole)  # another process has left the GPU meanwhile
 
 
 def test_a_gpu_that_is_too_small_to_score() -> None:
+    def run_out(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    network = tiny_network(3)
+    network.classifier.register_forward_hook(run_out)
     image = ("one", torch.zeros(3, 4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8))
-    with pytest.raises(UserError, match=r"scoring 1 image\(s\) of 6x4 did not fit"):
-        confusion({"student": Greedy()}, [image], 3, torch.device("cpu"), "fp32")
+    with pytest.raises(UserError, match=r"6x4.*precision"):
+        Scoring(3, miniature.CPU, "fp32").count({"only": network}, [image])
     with pytest.raises(RuntimeError, match="another"), enough_memory("this", "that"):
         raise RuntimeError("another")
 
@@ -176,7 +176,10 @@ def test_a_clock_that_was_set_back(tiny: Path) -> None:
     whole = train()
     with during_step(5, interrupt), pytest.raises(KeyboardInterrupt):
         train()
-    saved = checkpoint.load(RUN.checkpoints, parameters.load().run(RUN).digest())
+    config = miniature.config()
+    dataset, split = prepared.open_dataset("mini", config.dataset), splits.read(RUN.split, RUN.seed)
+    saved = checkpoint.load(RUN.checkpoints, checkpoint.identify(config, dataset, split))
+    assert saved is not None
     saved.started = "2999-01-01T00:00:00Z"  # what the clock said before it was set back
     saved.save(RUN.checkpoints)
     again = train()
@@ -187,8 +190,8 @@ def test_a_clock_that_was_set_back(tiny: Path) -> None:
 
 
 def test_durations_come_from_a_clock_that_nobody_sets() -> None:
-    root = Path(loop.__file__).parents[1]
-    files = [*root.glob("semiseg/**/*.py"), *root.glob("pipeline/*.py")]
+    files = [*ROOT.glob("semiseg/**/*.py"), *ROOT.glob("pipeline/*.py")]
+    assert len(files) > 50
     asks = [file.name for file in files if re.search(r"time\.time\(|datetime\.now\(", file.read_text())]
     assert asks == ["provenance.py"]
 
