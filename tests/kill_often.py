@@ -1,7 +1,7 @@
-"""Kill -9 runs at random points and compare what they end in with runs that nobody disturbed, bit for bit.
+"""Kill runs with SIGKILL at random points, and compare their endings with undisturbed runs, bit for bit.
 
-python -m tests.kill_often --times 200            every start a fresh `python pipeline/train.py`
-python -m tests.kill_often --times 20 --tiny      forked, a tiny network: what the tests do
+python -m tests.kill_often --times 200            each start is a fresh `python pipeline/train.py`
+python -m tests.kill_often --times 20 --tiny      forked, with a tiny network, as in the tests
 """
 
 import argparse
@@ -31,13 +31,13 @@ STEPS = 12
 
 
 class Running(Protocol):
-    """A process, as subprocess and multiprocessing have it in common."""
+    """The part of a process that subprocess and multiprocessing have in common."""
 
     def kill(self) -> None: ...
 
 
 Start = Callable[..., tuple[Running, Callable[[], int | None]]]
-"""(script, *arguments) -> the process, and its exit status or None while it runs."""
+"""(script, *arguments) -> the process, and a function that returns its exit status, None while it runs."""
 
 
 def as_processes(script: str, *arguments: object) -> tuple[Running, Callable[[], int | None]]:
@@ -54,14 +54,14 @@ def forked(script: str, *arguments: object) -> tuple[Running, Callable[[], int |
 
 @dataclass(frozen=True)
 class Ending:
-    """What a run ended in: all that a second one must have too."""
+    """The ending of a run: all that another one must have, too."""
 
     model: dict[str, Any]
     history: pd.DataFrame
     figures: dict[str, Any]
 
     def differs(self, other: "Ending") -> list[str]:
-        """What is not the same, to the last bit."""
+        """Return the parts that differ in any bit."""
         parts = [part for part in self.model if not _same(self.model[part], other.model[part])]
         parts += [] if self.history.equals(other.history) else ["history.csv"]
         return parts + ([] if self.figures == other.figures else ["metrics.json"])
@@ -90,7 +90,7 @@ def _same(one: object, other: object) -> bool:
 
 
 def to_its_end(start: Start, script: str, run: paths.Run) -> float:
-    """Run a stage without disturbing it; the seconds it took."""
+    """Run a stage without disturbing it, and return the seconds that it took."""
     began = time.monotonic()
     _, status = start(script, *str(run).split("/"))
     while status() is None:
@@ -100,9 +100,9 @@ def to_its_end(start: Start, script: str, run: paths.Run) -> float:
 
 
 def killed(start: Start, run: paths.Run, seconds: float, draw: random.Random) -> str | None:
-    """Start training and kill it; where that was, or None where the run ended before.
+    """Start training, kill it and return where that was; None if the run ended before.
 
-    Half of the kills come at a time, half at a write of a checkpoint.
+    Half of the kills come after a random time, half at a random write of a checkpoint.
     """
     leftover = _next(run)  # of an earlier kill
     process, status = start("train", *str(run).split("/"))
@@ -135,7 +135,7 @@ def killed(start: Start, run: paths.Run, seconds: float, draw: random.Random) ->
 
 
 def _next(run: paths.Run) -> int | None:
-    """The time (ns) of a checkpoint that is whole but not yet the last one."""
+    """Return the time (ns) of a checkpoint that is whole but not yet the last one."""
     with suppress(FileNotFoundError):  # renamed or removed at this very moment, too
         return (run.checkpoints / checkpoint.NEXT).stat().st_mtime_ns
     return None
@@ -148,11 +148,11 @@ def _is_writing(run: paths.Run) -> bool:
 
 
 def kill(start: Start, recipe: str, times: int, draw: random.Random) -> Counter[str]:
-    """Kill a recipe's run ``times`` times, across as many runs as that takes; where the kills were.
+    """Kill a recipe's run ``times`` times, across as many runs as that takes; count where the kills were.
 
-    Raises AssertionError where one of them ends otherwise than the run that nobody disturbed.
+    Raises AssertionError if one of these runs ends differently from the undisturbed one.
     """
-    run = paths.Run(recipe, "mini-1_4", 0)
+    run = miniature.run(recipe)
     seconds = to_its_end(start, "train", run)
     to_its_end(start, "evaluate", run)
     expected, where = ending(run), Counter[str]()
@@ -167,14 +167,14 @@ def kill(start: Start, recipe: str, times: int, draw: random.Random) -> Counter[
         else:
             to_its_end(start, "train", run)
         to_its_end(start, "evaluate", run)
-        assert expected.differs(ending(run)) == [], f"{run} ended otherwise after kills {dict(where)}"
+        assert expected.differs(ending(run)) == [], f"{run} ended differently after kills {dict(where)}"
         assert not run.checkpoints.exists()
         assert not list(run.artefacts.glob(".*.partial"))
     return where
 
 
 def create(folder: Path) -> None:
-    """The miniature project in ``folder``, the working directory, with a checkpoint every two of 12 steps."""
+    """Write the miniature project, with 12 steps, into ``folder``, the working directory."""
     miniature.create(folder)
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["protocols"]["mini"]["steps"] = STEPS

@@ -1,6 +1,6 @@
 """Stages as processes of their own, forked from a server that has imported torch: they start in a second.
 
-What is forked runs the stage's script from its first line to its last.
+A forked process runs the stage's script from its first line to its last.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from semiseg.evaluation import trained
-from semiseg.training import step as learning
+from semiseg.training import step as training_step
 from tests.miniature import METHODS, PIPELINE
 from tests.tiny import tiny_network
 
@@ -29,7 +29,7 @@ SERVER.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage under way, the leader of a process group of its own."""
+    """A running stage, the leader of a process group of its own."""
 
     process: ForkServerProcess
     output: Path
@@ -40,23 +40,23 @@ class Stage:
         return self.process.pid
 
     def ended(self, timeout: float = 120) -> int:
-        """Its exit status, negative for a signal's number."""
+        """Return its exit status, negative for a signal's number."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, self.said()
         return self.process.exitcode
 
     def said(self) -> str:
-        """What it has printed so far."""
+        """Return what it has printed so far."""
         return self.output.read_text() if self.output.exists() else ""
 
     def error(self) -> str:
-        """The one line that it ended in."""
+        """Return the one line that it ended in."""
         assert "Traceback" not in self.said(), self.said()
         (line,) = [line for line in self.said().splitlines() if line.startswith("error: ")]
         return line
 
     def wait_for(self, what: Callable[[], bool], seconds: float = 120) -> None:
-        """Until ``what`` is so; it must become so while the stage runs."""
+        """Wait until ``what`` returns true, which must happen while the stage runs."""
         until = time.monotonic() + seconds
         while not what():
             assert self.process.is_alive(), self.said()
@@ -65,10 +65,10 @@ class Stage:
 
 
 def start(script: str, *arguments: object, file_size: int | None = None, tiny: bool = False) -> Stage:
-    """Start a stage in the working directory; ``file_size`` bounds what it can write to a file, in bytes.
+    """Start a stage in the working directory; ``file_size`` bounds the files that it can write, in bytes.
 
-    With ``tiny`` its network is tests/tiny.py's, and a disk that takes 20 ms for a flush makes up for the
-    writes that this shortens.
+    With ``tiny`` its network is that of tests/tiny.py, and each flush to disk takes 20 ms longer, so that
+    writes last about as long as a large network's.
     """
     output = Path(f".{script}.{time.monotonic_ns()}.said").absolute()
     command = [str(PIPELINE / f"{script}.py"), *map(str, arguments)]
@@ -80,7 +80,7 @@ def start(script: str, *arguments: object, file_size: int | None = None, tiny: b
 def run(
     script: str, *arguments: object, file_size: int | None = None, tiny: bool = False
 ) -> tuple[int, Stage]:
-    """Run a stage to its end: its exit status, and what it said."""
+    """Run a stage to its end; return its exit status and the stage."""
     stage = start(script, *arguments, file_size=file_size, tiny=tiny)
     return stage.ended(), stage
 
@@ -96,7 +96,7 @@ def _run(place: Path, command: list[str], output: Path, file_size: int | None, t
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if tiny:
-        learning.build = trained.build = lambda network, num_classes: tiny_network(num_classes)
+        training_step.build = trained.build = lambda network, num_classes: tiny_network(num_classes)
         flush = os.fsync
         os.fsync = lambda number: (time.sleep(0.02), flush(number))[1]
     sys.argv = command

@@ -1,6 +1,7 @@
-"""What both engines put before a stage: it starts again what may go on, and nothing that was told to end."""
+"""pipeline/resume.py starts a stage again if it may go on, and never once it was told to end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from tests import miniature, project
 
-# A stage that notes each start, and ends as it is told: with the next of these statuses, or by a signal.
+# A stage that notes each start, and ends with the next of the given statuses, or by a signal.
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -20,7 +21,7 @@ notes, ends = Path(sys.argv[1]), sys.argv[2].split(",")
 
 
 def end(number, frame):
-    signal.signal(number, signal.SIG_IGN)  # as a real stage does: it may come again while Python ends
+    signal.signal(number, signal.SIG_IGN)  # as in a real stage: another may come while Python ends
     sys.exit(75 if number == signal.SIGTERM else 130)
 
 
@@ -50,13 +51,13 @@ def start(folder: Path, ends: str) -> "subprocess.Popen[str]":
 
 
 def starts(folder: Path) -> list[int]:
-    """The processes that the stage has had."""
+    """Return the ids of all processes of the stage."""
     notes = folder / "notes"
     return [int(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
 def wait_for_starts(folder: Path, count: int) -> int:
-    """The stage's process once it has started ``count`` times."""
+    """Wait until the stage has started ``count`` times, and return its last process."""
     while len(starts(folder)) < count:
         time.sleep(0.01)
     return starts(folder)[-1]
@@ -76,15 +77,17 @@ def wait_for_starts(folder: Path, count: int) -> int:
         ("killed", 137, 1),
     ],
 )
-def test_only_what_may_go_on_is_started_again_and_not_for_ever(
+def test_only_a_stage_that_may_go_on_is_started_again_and_not_for_ever(
     tmp_path: Path, ends: str, status: int, count: int
 ) -> None:
     process = start(tmp_path, ends)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, len(starts(tmp_path))) == (status, count)
-    stage = f"{tmp_path}/stage.py {tmp_path}/notes {ends}"
-    lines = [f"{stage}: ended with 75; start {each} of at most 5" for each in range(2, count + 1)]
-    assert said.splitlines() == lines
+    lines = said.splitlines()
+    assert len(lines) == count - 1
+    for start_again, line in enumerate(lines, start=2):
+        assert line.startswith(f"{tmp_path}/stage.py {tmp_path}/notes {ends}: ")
+        assert re.search(rf"\b75\b.*\b{start_again} of at most 5", line)
 
 
 def test_a_stage_that_alone_was_told_to_end_is_started_again(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_stage_that_alone_was_told_to_end_is_started_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_what_was_told_to_end_as_a_whole_is_not_started_again(
+def test_a_group_that_was_told_to_end_is_not_started_again(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     process = start(tmp_path, "75,wait,0")
@@ -113,7 +116,7 @@ def test_sigterm_is_handed_on(tmp_path: Path) -> None:
     assert (process.returncode, len(starts(tmp_path))) == (75, 1)
 
 
-def test_a_stage_does_not_outlive_who_waits_for_it(tmp_path: Path) -> None:
+def test_a_stage_does_not_outlive_its_parent(tmp_path: Path) -> None:
     process = start(tmp_path, "wait,0")
     stage = Path("/proc", str(wait_for_starts(tmp_path, 1)))
     process.kill()
