@@ -20,8 +20,10 @@ FILES = (
     "environment.yaml",
 )
 FOLDERS = ("pipeline", "profiles", "semiseg")
+STUBBED = ("download", "split", "train", "evaluate", "report")
 
-# What a stage writes, without doing its work: the file's text is its command.
+# A stage that only writes its outputs: the text of each is its command. The file `data_holds` stands for
+# the content of prepared data, and the file `fail` names a stage that fails.
 STUB = """
 import sys
 from pathlib import Path
@@ -33,33 +35,31 @@ outputs = {
     "split": [f"data/splits/{place}/labelled.txt", f"data/splits/{place}/unlabelled.txt"],
     "train": [f"runs/{place}/model.pt", f"runs/{place}/history.csv"],
     "evaluate": [f"results/runs/{place}/metrics.json", f"results/runs/{place}/history.csv"],
-    "tables": [
+    "report": [
         *(f"results/tables/{place}.{kind}" for kind in ("csv", "md", "tex")),
         f"results/metrics/{place}/split/recipe.json",
-    ],
-    "report": [
         f"results/figures/{place}/miou.png",
         *(f"results/plots/{kind}/{place}.csv" for kind in ("miou", "loss")),
     ],
 }
 if Path("fail").exists() and stage == Path("fail").read_text():
     sys.exit(f"{stage} fails")
+held = Path("data_holds").read_text() if stage == "download" and Path("data_holds").exists() else ""
 for output in map(Path, outputs[stage]):
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text('{"command": "%s"}' % " ".join(sys.argv))
+    output.write_text('{"command": "%s"}' % " ".join([*sys.argv, held]))
 """
 
 
 def copy(place: Path, *, stubs: bool = False) -> Path:
-    """The project's files in ``place``; with ``stubs``, every stage but check only touches its outputs."""
+    """Copy the project's files to ``place``; with ``stubs``, stages but check only write their outputs."""
     for name in FILES:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, place / name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-    if stubs:
-        for stage in ("download", "split", "train", "evaluate", "tables", "report"):
-            (place / "pipeline" / f"{stage}.py").write_text(STUB)
+    for stage in STUBBED if stubs else ():
+        (place / "pipeline" / f"{stage}.py").write_text(STUB)
     subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
     return place
 
@@ -80,14 +80,15 @@ def environment(place: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PWD": str(place),  # as a shell there has it
-        "PYTHONPATH": str(place),  # the copy's own semiseg, whichever is installed
+        "PWD": str(place),  # as a shell sets it
+        "PYTHONPATH": str(place),  # the copy's own semiseg
         "DVC_SITE_CACHE_DIR": str(place / ".dvc" / "tmp" / "site"),
         "OMP_NUM_THREADS": "1",
     }
 
 
 def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m`` with ``command`` in ``place``; its errors are in its output."""
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=place,
@@ -99,16 +100,17 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def succeed(place: Path, *command: str) -> str:
+    """Run a command that must succeed, and return its output."""
     done = run(place, *command)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def snakemake_commands(output: str) -> list[str]:
-    """The stages' commands in what ``snakemake --printshellcmds`` prints, without what keeps their logs."""
+    """Return the stages' commands that ``snakemake --printshellcmds`` prints, without the part that logs."""
     return re.findall(r"^Shell command: (python .*?) 2>&1 \| tee -i \S+$", output, re.MULTILINE)
 
 
 def dvc_commands(output: str) -> list[str]:
-    """The stages' commands in what ``dvc repro`` prints."""
+    """Return the stages' commands that ``dvc repro`` prints."""
     return re.findall(r"^> (python .*)$", output, re.MULTILINE)

@@ -31,7 +31,7 @@ from tests import project
 GPUS = 4
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 TABLES = Path("results", "tables")
-RUN = "runs/{recipe}/shapes-1_20/0"
+RUN = "runs/{recipe}/demo-1_20/0"
 CANCELLED, LATE, TRAINED = "dcc", "cmb", "dcc-no_direction"
 PR_SET_CHILD_SUBREAPER = 36
 

@@ -1,5 +1,6 @@
-"""The profiles for clusters: what they say is known, and what a pod asks for is what a run needs."""
+"""The profiles for clusters: their options exist, and a pod asks for what a run needs."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,18 +13,15 @@ from snakemake.cli import get_argument_parser
 
 from tests import kubernetes, project
 from tests.project import ROOT, edit, snakemake_commands, succeed
+from tests.slow.engines import with_few_grids
 
 PROFILES = sorted(folder.name for folder in (ROOT / "profiles").iterdir())
-RUN = "supervised/shapes-1_20/0"
+RUN = "supervised/demo-1_20/0"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_option_of_a_profile_is_one_of_snakemake_s_or_the_executor_s(profile: str) -> None:
-    known = {
-        option.removeprefix("--")
-        for action in get_argument_parser()._actions  # the parser takes abbreviations, too
-        for option in action.option_strings
-    }
+    known = set(re.findall(r"--([a-z][\w-]+)", get_argument_parser().format_help()))
     assert {"cores", "slurm-no-account", "kubernetes-namespace"} <= known
     options = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
     assert options.keys() <= known
@@ -42,13 +40,12 @@ def test_a_dry_run_through_kubernetes_plans_what_one_here_does(tmp_path: Path) -
 
 def test_a_run_is_a_pod_which_is_submitted_again_when_it_was_removed(tmp_path: Path) -> None:
     assert shutil.which("rsync"), "python -m tests.kubernetes installs it"
-    place = project.copy(tmp_path / "semiseg", stubs=True)
-    edit(place / "params.yaml", "[supervised, cmb, cmb-no_attention, dcc, dcc-no_direction]", "[supervised]")
+    place = with_few_grids(tmp_path / "semiseg", ["supervised"])
     edit(place / "profiles" / "kubernetes" / "config.yaml", "semiseg:/semiseg", f"semiseg:{place}")
     subprocess.run(
         ["sh", "profiles/kubernetes/link.sh"], cwd=place, env=project.environment(place), check=True
     )
-    half_done = place / "runs" / RUN / "history.csv"  # as a pod leaves it that is lost
+    half_done = place / "runs" / RUN / "history.csv"  # a lost pod leaves it behind
     half_done.parent.mkdir(parents=True)
     half_done.touch()
     with kubernetes.serve(tmp_path, removed=1) as (cluster, kubeconfig):
@@ -67,7 +64,7 @@ def test_a_run_is_a_pod_which_is_submitted_again_when_it_was_removed(tmp_path: P
         assert list(cluster.pods) == [second["metadata"]["name"]]
     for trained in (f"runs/{RUN}/model.pt", f"results/runs/{RUN}/metrics.json", "results/tables/demo.csv"):
         assert (place / trained).read_text() == (place / "kubernetes" / trained).read_text()
-    # What pods have done stands in the project, as if it had been done there.
+    # The pods' work is in the project, as if it had been done there.
     assert "Nothing to be done" in succeed(place, "snakemake", "demo", "--dry-run")
 
 
@@ -80,7 +77,7 @@ def asked(job: dict[str, Any], place: Path) -> None:
     assert resources["limits"]["nvidia.com/gpu"] == "1"
     assert resources["limits"]["memory"] == "24000M"
     assert resources["limits"]["cpu"] == "6000m"
-    # A GPU is given to whoever limits it, and a request is its limit.
+    # A limit grants the GPU, and the request must equal it.
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert len(mounts) == len(container["volumeMounts"])  # two mounts at one path are refused

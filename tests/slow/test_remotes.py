@@ -1,4 +1,4 @@
-"""What a DVC remote carries from one clone to another: there nothing is run again."""
+"""A DVC remote carries a grid from one clone to another, where nothing is run again."""
 
 import subprocess
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests import project
 from tests.project import dvc_commands, git, succeed
+from tests.slow.engines import with_few_grids
 
-GRID = "camvid-small"  # its results belong to git, unlike the demo's
+GRID = "camvid-small"  # git keeps its results, unlike the demo's
 TARGET = f"pipeline/dvc.yaml:{GRID}"
 
 SFTP_SERVER = """
@@ -32,7 +32,7 @@ asyncio.run(serve(sys.argv[1]))
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in git with a finished grid, each stage a stub."""
-    place = project.copy(tmp_path_factory.mktemp("project") / "here", stubs=True)
+    place = with_few_grids(tmp_path_factory.mktemp("project") / "here", ["supervised", "cmb"])
     succeed(place, "dvc", "repro", TARGET)
     git(place, "add", "--all")
     git(place, "commit", "--quiet", "--message", "camvid-small: records, tables, dvc.lock")
@@ -56,16 +56,16 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def carried(here: Path, there: Path, **remote: str) -> None:
-    """Push what a grid has made; clone the project, pull, and find nothing left to run."""
+    """Push a finished grid; clone the project, pull, and find nothing left to run."""
     git(here.parent, "clone", "--quiet", str(here), str(there))
     settings = "".join(f"{key} = {value}\n" for key, value in remote.items())
-    for place in (here, there):  # as `dvc remote add --local --default` writes it
+    for place in (here, there):  # as `dvc remote add --local --default` does
         (place / ".dvc/config.local").write_text(f"[core]\nremote = ours\n['remote \"ours\"']\n{settings}")
-    assert (there / "results/tables/camvid-small.csv").exists()  # git's
-    assert not (there / "runs").exists()  # DVC's
+    assert (there / f"results/tables/{GRID}.csv").exists()  # from git
+    assert not (there / "runs").exists()  # only from DVC
     succeed(here, "dvc", "push", "--with-deps", TARGET)
     succeed(there, "dvc", "pull", "--with-deps", TARGET)
-    for made in ("data/camvid/manifest.json", "runs/cmb/camvid_small-1_8/0/model.pt"):
+    for made in ("data/camvid/manifest.json", "runs/cmb/camvid-small-1_8/0/model.pt"):
         assert (there / made).read_bytes() == (here / made).read_bytes()
     assert dvc_commands(succeed(there, "dvc", "repro", TARGET)) == []
 

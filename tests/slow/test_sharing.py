@@ -1,4 +1,4 @@
-"""Both engines at once on four fake devices; what a run holds is the real pool's, in real processes."""
+"""Both engines at once on four fake devices, which real processes claim from the real pool."""
 
 import itertools
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from semiseg.base import parameters
 from tests import project
+from tests.slow.engines import with_few_grids
 
 IDS = "0,1,2,3"
 # Importing the real one takes longer than everything else here.
@@ -17,7 +18,7 @@ device = str
 def set_num_threads(count): pass
 def use_deterministic_algorithms(mode): pass
 """
-# A stage that holds a device and works: it notes from when to when. None goes on before all four are held.
+# A stage that holds a device, and notes from when to when. None goes on before all four are held.
 CLAIM = f"""
 import os, sys, time
 from pathlib import Path
@@ -37,8 +38,8 @@ with device.claimed(1):
 
 
 def checkout(place: Path) -> Path:
-    """The project, whose runs only hold a device."""
-    project.copy(place, stubs=True)
+    """Copy the project to ``place``, where runs only hold a device."""
+    with_few_grids(place, ["supervised", "cmb", "cmb-no_attention", "dcc"])
     for stage in ("train", "evaluate"):
         file = place / "pipeline" / f"{stage}.py"
         file.write_text(CLAIM + file.read_text())
