@@ -1,12 +1,11 @@
-"""The papers' tables rehearsed: the real recipes, splits and grids; stand-ins for data, networks and steps.
+"""Rehearse the papers' tables: the real recipes and grids, stand-ins for data, networks and steps.
 
-    python -m tests.rehearsal                        all of TABLES: every run is trained once, here,
-                                                     and both engines make the tables of the runs
-    python -m tests.rehearsal --from-nothing         each engine trains every run as well: some 500 processes
-    python -m tests.rehearsal --table paper-dcc-voc  one of them, with the rows beside it
+    python -m tests.rehearsal                        train every run once, here; both engines make the tables
+    python -m tests.rehearsal --from-nothing         each engine trains every run, in hundreds of processes
+    python -m tests.rehearsal --table paper-dcc-voc  one table
 
 At the end every row that a recipe measures must be filled in every table, and the tables of both engines must
-be the same, byte for byte.
+be equal, byte for byte.
 """
 
 import argparse
@@ -18,7 +17,8 @@ import runpy
 import sys
 import tempfile
 import time
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import ExitStack, chdir, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,128 +32,200 @@ import yaml
 
 from pipeline import dvc_stages
 from semiseg.base import parameters
-from semiseg.base.parameters import DRAWN
+from semiseg.base.parameters import DRAWN, FULL
+from semiseg.base.tree import fraction, read
+from semiseg.data import families, lists
+from semiseg.data.archives import Download
+from semiseg.data.families import Family, File
+from semiseg.data.sources import cityscapes, voc
 from tests import project, releases
 from tests.project import ROOT
 
 Tree = dict[str, Any]
 
-TABLES = (
-    "voc",
-    "cityscapes",
-    "paper-cmb-voc",
-    "paper-cmb-cityscapes",
-    "paper-cmb-losses",
-    "paper-dcc-voc",
-    "paper-dcc-components",
-    "dcc-cityscapes",
-    "ablation-cmb-attention",
-    "ablation-cmb-memory",
-    "ablation-dcc-masks",
-    "released-code",
-)
 SEEDS = (0,)
 BATCH = 2
 IDS = {"voc": releases.TRAIN, "cityscapes": releases.CITY_TRAIN}
 VAL = {"voc": releases.VOC_VAL, "cityscapes": releases.CITY_VAL}
+ARCHIVES = {"voc": releases.voc_archives(), "cityscapes": releases.cityscapes_archives()}
 TINY = {
     "geometry": {"base_size": 48, "scale": [0.75, 1.5], "crop": 32},
     "labelled_batch": BATCH,
     "unlabelled_batch": BATCH,
-    "steps": 2,
+    "steps": 3,
     "precision": "fp32",
-    "validate_every": 2,
+    "validate_every": 3,
     "workers": 0,
     "threads": 1,
+    "image_cache_mib": 0,
 }
-# The schedules cut short, so that the memory is read; what the protocol sets stays.
+# Schedules cut short, so that the memory is read; the protocol's other options stay.
 METHODS: Tree = {"cmb": {"ramp_up_steps": 1, "memory_lead_steps": 1, "memory_confidence": 0.0}}
+HARD_PIXELS = 64  # of a crop of 32 x 32
+
+
+def tables() -> list[str]:
+    """Return the grids on VOC and Cityscapes."""
+    params = parameters.load(ROOT / "params.yaml")
+    return [
+        name
+        for name, grid in params.grids.items()
+        if all(params.protocols[each].dataset in IDS for each in grid.shares_by_protocol)
+    ]
+
+
+# --- stand-ins ----------------------------------------------------------------------------------------------
 
 
 def weights(backbone: str, pretraining: str) -> str:
-    """The file that stands in for a network's weights, and its identity in tables."""
-    return f"data/archives/{backbone}-{pretraining}.pth"
+    """Return the file that stands in for a network's weights; tables know the network by it."""
+    return f"data/archives/{backbone.replace(':', '-')}-{pretraining}.pth"
 
 
-def params() -> tuple[Tree, releases.Files]:
-    """params.yaml of a rehearsal, and the files that it wants in data/archives/."""
-    tree: Tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    files = {**releases.voc_archives(), **releases.cityscapes_archives()}
-    tree["downloads"] = {
-        name: {"size": len(content), "md5": hashlib.md5(content).hexdigest()}
-        for name, content in files.items()
-    }
+def params() -> Tree:
+    """Return params.yaml of a rehearsal."""
+    tree: Tree = copy.deepcopy(read(ROOT / "params.yaml"))
+    tree["grids"] = {name: tree["grids"][name] for name in tables()}
+    tree["default"] = [name for name in tree["default"] if name in tree["grids"]]
     for name in IDS:
         tree["datasets"][name]["options"] = releases.published(IDS[name], VAL[name])
+        shares = tree["datasets"][name]["shares"].items()
+        tree["datasets"][name]["shares"] = {renamed(share): of(name, share, entry) for share, entry in shares}
     for protocol in tree["protocols"].values():
         network = protocol["network"]  # YAML's aliases are one object, so it is not changed in place
-        stand_in = weights(network["backbone"], network["weights"])
-        protocol["network"] = network | {"backbone": "resnet18", "weights": stand_in, "decoder_channels": 8}
+        transformer = network["backbone"].startswith("timm:")
+        protocol["network"] = network | {
+            "head": "deeplabv3plus" if transformer else network["head"],
+            "backbone": "resnet18",
+            "weights": weights(network["backbone"], network["weights"]),
+            "output_stride": 16 if transformer else network["output_stride"],
+            "decoder_channels": 8,
+        }
         protocol |= copy.deepcopy(TINY)
-        own = protocol.get("methods", {})
-        protocol["methods"] = {**own, "cmb": {**own.get("cmb", {}), **METHODS["cmb"]}}
-    for split in tree["splits"].values():
-        if "count" in split:
-            split["count"] = count(split)
+        own = protocol["methods"]
+        protocol["methods"] = small({**own, "cmb": {**own.get("cmb", {}), **METHODS["cmb"]}})
+    tree["recipes"] = small(tree["recipes"])
     for grid in tree["grids"].values():
-        grid["seeds"] = list(SEEDS)
-    lists = published_lists(tree)
-    for family, texts in lists.items():
-        digests = {path: hashlib.sha256(content).hexdigest() for path, content in texts.items()}
-        tree["families"][family]["sha256"] = digests
-        files |= {f"{family}/{path}": content for path, content in texts.items()}
-    return tree, files
+        grid |= {"seeds": list(SEEDS), "gpus": 1}
+        for key in ("shares", "protocols"):
+            if key in grid:
+                grid[key] = renamed(grid[key])
+    return tree
 
 
-def count(split: Tree) -> int:
-    """As many labelled images of the stand-in as the share makes, and no fewer than a batch."""
-    return max(BATCH, math.ceil(Fraction(split["ratio"]) * len(IDS[split["dataset"]])))
+def renamed(name: Any) -> Any:
+    """Return a share whose name is not a number of images; also within lists and maps of shares."""
+    if isinstance(name, list):
+        return [renamed(each) for each in name]
+    if isinstance(name, dict):
+        return {protocol: renamed(shares) for protocol, shares in name.items()}
+    return f"of_{name}" if str(name).isdecimal() else name
 
 
-def published_lists(tree: Tree) -> dict[str, releases.Files]:
-    """What the papers' authors published, for the stand-ins' images: by family and path."""
-    lists: dict[str, releases.Files] = {"cmb": {"train_aug.txt": releases.lines(IDS["voc"])}, "dcc": {}}
-    for seed in SEEDS:
-        order = np.random.default_rng(seed).permutation(len(IDS["voc"]))
-        lists["cmb"][f"split_{seed}.pkl"] = pickle.dumps(order)
-        for split in tree["splits"].values():
-            if split.get("family", DRAWN) == "dcc":
-                folder = {"voc": "voc_splits", "cityscapes": "city_splits"}[split["dataset"]]
-                ids = IDS[split["dataset"]][seed : seed + split["count"]]
-                text = [f"/JPEGImages/{each}.jpg /SegmentationClassAug/{each}.png" for each in ids]
-                path = f"{folder}{seed}/{split['count']}_train_supervised.txt"
-                lists["dcc"][path] = releases.lines(text)
-    return lists
+def of(dataset: str, name: Any, share: Tree) -> Tree:
+    """Return a share of the stand-in: its part of the images, but at least a batch."""
+    ratio = share.get("ratio") or (1 if name == FULL else name)
+    count = math.ceil(fraction(str(ratio)) * len(IDS[dataset]))
+    return {**share, "ratio": str(Fraction(str(ratio))), "count": max(BATCH, count)}
+
+
+def small(options: Any) -> Any:
+    """Return options, at any depth, that fit a small crop and few images."""
+    if not isinstance(options, dict):
+        return options
+    fitting = {"pixels": HARD_PIXELS, "recalibrate": 1}
+    return {
+        key: fitting[key] if key in fitting and value is not None else small(value)
+        for key, value in options.items()
+    }
+
+
+def published_lists(tree: Tree) -> tuple[dict[str, Family], releases.Files]:
+    """Return stand-ins for the lists that authors published, and their files by path below archives/."""
+    found: dict[str, dict[tuple[str, int, int], File]] = {}
+    files: releases.Files = {}
+    for dataset, ids in IDS.items():
+        for share in tree["datasets"][dataset]["shares"].values():
+            family = share.get("lists", DRAWN)
+            if family == DRAWN:
+                continue
+            for seed in SEEDS:
+                if families.FAMILIES[family].names is None:
+                    path = f"{dataset}-{share['count']}-{seed}.txt"
+                    content = releases.lines([f"{each}.jpg {each}.png" for each in ids[: share["count"]]])
+                else:
+                    path = f"split_{seed}.pkl"
+                    content = pickle.dumps(np.random.default_rng(seed).permutation(len(ids)))
+                files[f"{family}/{path}"] = content
+                listed = File(path, hashlib.sha256(content).hexdigest())
+                found.setdefault(family, {})[dataset, share["count"], seed] = listed
+    stand_ins = {}
+    for family, entries in found.items():
+        names = families.FAMILIES[family].names
+        if names is not None:
+            content = releases.lines(IDS["voc"])
+            files[f"{family}/{names.path}"] = content
+            names = File(names.path, hashlib.sha256(content).hexdigest())
+        stand_ins[family] = Family("http://127.0.0.1:9", entries, names)
+    return stand_ins, files
+
+
+def downloads(source: str) -> dict[str, Download]:
+    """Return how to recognise the archives that stand in for a dataset's."""
+    return {
+        name: Download(size=len(content), md5=hashlib.md5(content).hexdigest())
+        for name, content in ARCHIVES[source].items()
+    }
+
+
+@contextmanager
+def stood_in(tree: Tree) -> Iterator[None]:
+    """Let the stages of this process know the stand-ins' digests."""
+    known, _ = published_lists(tree)
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(lists, "FAMILIES", known))
+        for module, name in ((voc, "voc"), (cityscapes, "cityscapes")):
+            patches.enter_context(patch.object(module, "DOWNLOADS", downloads(name)))
+        yield
 
 
 def stage(place: Path) -> Path:
-    """A copy of the project in ``place`` with everything that a rehearsal needs and nothing run."""
+    """Copy the project to ``place``, with everything that a rehearsal needs and nothing run."""
     project.copy(place)
-    tree, files = params()
+    tree = params()
     (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    known, files = published_lists(tree)
+    library = place / "semiseg" / "data"
+    for module, text in {
+        library / "families.py": f"FAMILIES = {known!r}\n",
+        **{library / "sources" / f"{name}.py": f"DOWNLOADS = {downloads(name)!r}\n" for name in IDS},
+    }.items():
+        module.write_text(f"{module.read_text()}\n{text}")
     project.succeed(place, "pipeline.dvc_stages")
-    for name, content in files.items():
+    for name, content in {**files, **ARCHIVES["voc"], **ARCHIVES["cityscapes"]}.items():
         file = place / "data" / "archives" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     reference = place / "results" / "reference"
     reference.mkdir(parents=True)
     for name in ("tables.yaml", "peer_logs.csv"):
-        (reference / name).write_text((ROOT / "results/reference" / name).read_text())
+        (reference / name).write_text((ROOT / "results" / "reference" / name).read_text())
     figures = pd.read_csv(ROOT / "results/reference/paper_results.csv", keep_default_na=False)
     figures["pretraining"] = list(map(weights, figures["backbone"], figures["pretraining"]))
     figures["backbone"] = "resnet18"
     figures.to_csv(reference / "paper_results.csv", index=False)
-    for number, name in enumerate(
-        sorted({each["network"]["weights"] for each in tree["protocols"].values()})
-    ):
+    names = sorted({each["network"]["weights"] for each in tree["protocols"].values()})
+    for number, name in enumerate(names):
         torch.manual_seed(number)
         torch.save(torchvision.models.resnet18(weights=None).state_dict(), place / name)
     return place
 
 
+# --- runs and tables ----------------------------------------------------------------------------------------
+
+
 def in_this_process(script: str, *arguments: object) -> None:
-    """A stage, without a process of its own, which would load torch again."""
+    """Run a stage without a process of its own, which would load torch again."""
     file = ROOT / "pipeline" / f"{script}.py"
     with patch.object(sys, "argv", [str(file), *map(str, arguments)]):
         runpy.run_path(str(file), run_name="__main__")
@@ -162,37 +234,36 @@ def in_this_process(script: str, *arguments: object) -> None:
 def train(names: list[str]) -> int:
     """Train and evaluate all runs of the tables ``names`` of the project that is the working directory."""
     params = parameters.load()
-    runs = list(dict.fromkeys(run for name in names for run in params.grids[name].table()))
-    in_this_process("check")
-    for dataset in dict.fromkeys(params.splits[run.split].dataset for run in runs):
-        in_this_process("download", dataset)
-    for split, seed in dict.fromkeys((run.split, run.seed) for run in runs):
-        in_this_process("split", split, seed)
-    for run in runs:
-        for script in ("train", "evaluate"):
-            in_this_process(script, run.recipe, run.split, run.seed)
+    runs = list(dict.fromkeys(run for name in names for run in params.grids[name].runs()))
+    with stood_in(read(Path("params.yaml"))):
+        in_this_process("check")
+        for dataset in dict.fromkeys(params.splits[run.split].dataset for run in runs):
+            in_this_process("download", dataset)
+        for split, seed in dict.fromkeys((run.split, run.seed) for run in runs):
+            in_this_process("split", split, seed)
+        for run in runs:
+            for script in ("train", "evaluate"):
+                in_this_process(script, run.recipe, run.split, run.seed)
     return len(runs)
 
 
-def commands(engine: str, names: list[str], *, trained: bool) -> list[str]:
-    """What makes the tables ``names``, and what they need unless all runs are ``trained`` already."""
+def commands(engine: str, place: Path, names: list[str], *, trained: bool) -> list[str]:
+    """Return the command that makes the tables ``names``, and the runs unless all are ``trained`` already."""
     if engine == "snakemake":
         return ["snakemake", *names, "--cores", "2", "--printshellcmds"]
-    targets = [name if name in dvc_stages.TARGETS else f"pipeline/dvc.yaml:{name}" for name in names]
-    if not trained:
-        return ["dvc", "repro", *targets]
-    # DVC has not seen the runs that lead here.
-    tables = [f"pipeline/dvc.yaml:tables_{name}" for name in names]
-    return ["dvc", "repro", "--single-item", *tables, *targets]
+    root = dvc_stages.target_names(parameters.load(place / "params.yaml"))
+    targets = [name if name in root else f"pipeline/dvc.yaml:{name}" for name in names]
+    # DVC has not seen the runs that were trained without it.
+    return ["dvc", "repro", *(["--single-item"] if trained else []), *targets]
 
 
 def make(engine: str, place: Path, names: list[str], *, trained: bool) -> dict[str, bytes]:
-    """The files of the tables ``names``, as an engine makes them, and no longer there.
+    """Let an engine make the tables ``names``; return their files, and remove these.
 
-    Raises AssertionError where it fails, trains what is ``trained``, or leaves a cell of a recipe empty.
+    Raises AssertionError if it fails, trains runs that are ``trained``, or leaves a cell of a recipe empty.
     """
-    output = project.succeed(place, *commands(engine, names, trained=trained))
-    assert not (trained and "pipeline/train.py" in output), f"{engine} trains what is trained"
+    output = project.succeed(place, *commands(engine, place, names, trained=trained))
+    assert not (trained and "pipeline/train.py" in output), f"{engine} trains again"
     empty = [cell for name in names for cell in empty_cells(place, name)]
     assert not empty, "\n".join([f"{engine} leaves cells empty:", *empty])
     files = [f"results/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
@@ -203,7 +274,7 @@ def make(engine: str, place: Path, names: list[str], *, trained: bool) -> dict[s
 
 
 def empty_cells(place: Path, name: str) -> list[str]:
-    """The cells of a table that a recipe measures and no run has filled."""
+    """Return the cells of a table that a recipe measures and no run has filled."""
     frame = pd.read_csv(place / "results" / "tables" / f"{name}.csv")
     measured = frame[frame["recipe"].notna()]
     assert len(measured), f"{name} has no row that a recipe measures"
@@ -215,10 +286,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", choices=TABLES, action="append", help="may be given more than once")
+    parser.add_argument("--table", choices=tables(), action="append", help="may be given more than once")
     parser.add_argument("--from-nothing", action="store_true", help="each engine trains every run, too")
     arguments = parser.parse_args()
-    names, trained = arguments.table or list(TABLES), not arguments.from_nothing
+    names, trained = arguments.table or tables(), not arguments.from_nothing
     made = []
     with tempfile.TemporaryDirectory() as folder:
         place = stage(Path(folder, "once"))
