@@ -7,6 +7,7 @@ a change of code that alters results raises a REVISION, and tests/test_trajector
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,10 @@ class Stages:
 
     def __init__(self, params: Params) -> None:
         self.params = params
+
+    @functools.cached_property
+    def _published(self) -> reference.Reference:
+        return reference.load()
 
     # --- files ----------------------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ class Stages:
         grid = look_up(self.params.grids, wildcards.grid, "grids")
         entry = dataclasses.asdict(grid)
         del entry["gpus"]  # changes no result
-        return _text({**entry, "published": reference.load().ingredients(self.params, wildcards.grid)})
+        return _text({**entry, "published": self._published.ingredients(self.params, wildcards.grid)})
 
 
 def ingredients(params: Params) -> Iterator[tuple[Path, str]]:

@@ -9,7 +9,7 @@ from semiseg.base.parameters import Dataset, Grid, Params, Protocol, look_up
 from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record, Scores
 from semiseg.report import reference, trust
-from semiseg.report.reference import Logs, Place, Printed
+from semiseg.report.reference import Logs, Place, Printed, Reference
 from semiseg.report.statistics import Summary, summarise
 from semiseg.report.trust import Records
 
@@ -166,16 +166,16 @@ def collect(params: Params, name: str) -> Results:
     Raises UserError for an unknown grid, and for a record that trust.read refuses.
     """
     grid = look_up(params.grids, name, "grids")
-    return gather(params, name, trust.read(params, grid.runs()))
+    return gather(params, name, trust.read(params, grid.runs()), reference.load())
 
 
-def gather(params: Params, name: str, records: Records) -> Results:
-    """Return the grid ``name`` with those of ``records`` that are its runs'.
+def gather(params: Params, name: str, records: Records, published: Reference) -> Results:
+    """Return the grid ``name`` with those of ``records`` and published figures that belong to it.
 
     Raises UserError if one of its runs was refused.
     """
     records.check(params.grids[name].runs())
-    return _results(params, name, records)
+    return _results(params, name, records, published)
 
 
 def survey(params: Params, name: str) -> tuple[Results, Mapping[Run, str]]:
@@ -184,11 +184,11 @@ def survey(params: Params, name: str) -> tuple[Results, Mapping[Run, str]]:
     Raises UserError for an unknown grid.
     """
     records = trust.read(params, look_up(params.grids, name, "grids").runs())
-    return _results(params, name, records), records.refused
+    return _results(params, name, records, reference.load()), records.refused
 
 
-def _results(params: Params, name: str, records: Records) -> Results:
-    grid, published = params.grids[name], reference.load()
+def _results(params: Params, name: str, records: Records, published: Reference) -> Results:
+    grid = params.grids[name]
     accepted = {run: records.accepted[run] for run in grid.runs() if run in records.accepted}
     return Results(
         name,

@@ -84,7 +84,8 @@ def write(params: Params) -> list[str]:
 
 def render(params: Params) -> tuple[dict[Path, str], list[str]]:
     """Return the pages' texts by path, and a line for each grid that they cannot show."""
-    outlines = {name: papers.outline(params, name) for name in reference.load().tables}
+    published = reference.load()
+    outlines = {name: papers.outline(params, name, published) for name in published.tables}
     runs = [run for grid in params.grids.values() for run in grid.runs()]
     records = trust.read(params, dict.fromkeys(runs))
     shown: list[Results] = []
@@ -93,7 +94,7 @@ def render(params: Params) -> tuple[dict[Path, str], list[str]]:
     for name in dict.fromkeys([*params.grids, *outlines]):
         try:
             if name in params.grids:
-                shown.append(collect.gather(params, name, records))
+                shown.append(collect.gather(params, name, records, published))
             if name in outlines:
                 sections.append(_paper(papers.gather(outlines[name], records)))
             else:

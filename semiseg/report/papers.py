@@ -82,13 +82,12 @@ def collect(params: Params, name: str) -> Paper:
     Its runs are those of the grid ``name``; if params.yaml has no such grid, every row is a published figure
     only. Raises UserError for an unknown table, and for a record that trust.read refuses.
     """
-    paper = outline(params, name)
+    paper = outline(params, name, reference.load())
     return gather(paper, trust.read(params, paper.runs))
 
 
-def outline(params: Params, name: str) -> Paper:
+def outline(params: Params, name: str, published: Reference) -> Paper:
     """Return the table ``name`` without records. Raises UserError for an unknown table."""
-    published = reference.load()
     if name not in published.tables:
         known = ", ".join(published.tables) or "none"
         raise UserError(f"{reference.TABLES}: tables: there is no '{name}'; there are {known}")
