@@ -220,9 +220,9 @@ def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from items
     except UserError as error:
-        raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix("semiseg.base.errors.UserError: ")
-        ) from None
+        # A UserError shows the line feeds of the worker's traceback as escapes.
+        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
+        raise UserError(message.removesuffix(r"\n")) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         # The latter two where a batch is still to be fetched from the worker that has read it.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
