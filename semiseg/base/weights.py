@@ -23,7 +23,7 @@ class Published:
 
 TORCHVISION = "https://download.pytorch.org/models"
 DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
-# By (weights, backbone).
+# The keys are (weights, backbone).
 PUBLISHED = {
     # torchvision's IMAGENET1K_V1
     ("imagenet", "resnet18"): Published("resnet18-f37072fd.pth", "f37072fd", TORCHVISION),

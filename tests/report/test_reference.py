@@ -152,7 +152,7 @@ def test_the_authors_logs_stand_beside_the_cells_of_their_list_and_network(
         *("recipe", "1/8 (20)", "gain", "published best", "published last"),
         *("full", "gain", "published best", "published last"),
     )
-    # Of 1/8 two logs: best 64 and 66, last 60 and 63; one of another list, and one of another network
+    # Two logs at 1/8 (best 64 and 66, last 60 and 63), one on another list, one of another network
     assert table.rows[0][3:5] == ("65.0 ± 1.4 (2)", "61.5 ± 2.1 (2)")
     assert table.rows[1][3:5] == ("", "")
     assert table.rows[2][7:9] == ("81.0 (1)", "80.5 (1)")  # all images: whichever family's

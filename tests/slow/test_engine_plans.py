@@ -39,7 +39,7 @@ def repo(copied: Path) -> Iterator[Repo]:
 
 @pytest.mark.parametrize("grid", ["demo", "paper-cmb-cityscapes", "camvid-dcc-masks"])
 def test_both_engines_issue_the_commands_of_a_grid(grid: str, copied: Path, repo: Repo) -> None:
-    """Of one with several protocols, and of one whose runs other tables show, too."""
+    """One grid has several protocols, and the runs of the other stand in other tables too."""
     planned = planned_by_snakemake(copied, grid)
     assert planned_by_dvc(repo, address(grid)) == sorted([CHECK, *planned])
     for stage in (TRAIN, EVALUATE):

@@ -203,7 +203,7 @@ def test_the_best_step_is_the_headlines(
 
 
 def test_the_first_step_moves_each_group_at_its_own_rate(tiny: None, written_methods: list[str]) -> None:
-    """Of two runs that differ in the backbone's factor alone, only the backbones differ after one step."""
+    """Two runs with other backbone factors differ after one step only in their backbones."""
     config = written("two_networks", steps=1)
     models = []
     for factor in (0.1, 0.2):
