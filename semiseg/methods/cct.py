@@ -2,7 +2,7 @@
 
 Ouali, Hudelot, Tami: Semi-Supervised Semantic Segmentation with Cross-Consistency Training, CVPR 2020.
 "Released code" is github.com/yassouali/CCT at 65d4e5bd; docs/deviations.md lists where it differs from the
-paper, and the option for each difference.
+paper.
 """
 
 import math
@@ -44,19 +44,29 @@ FAMILIES = ("vat", "noise", "drop", "dropout", "cutout", "context_mask", "object
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """CCT's hyper-parameters; the defaults follow the paper."""
+    """CCT's hyper-parameters.
+
+    Defaults follow the paper. "Released:" names a value of the released code that differs; the recipe
+    ``cct-official`` sets all of these. Lines without a file are those of models/decoders.py.
+    """
 
     by_parts: ClassVar[bool] = True
 
-    # the total loss: L_s + ω_u L_u, where ω_u rises to its weight in a share of the run
+    # total loss: L_s + ω_u L_u, where ω_u rises to its weight as exp(−5 (1 − t)²) in a share of the run
+    # (configs/config.json 7-8; utils/ramps.py 3-8)
     weight: float = 30.0
     ramp_up_share: float = 0.1
-    # supervised loss
-    bootstrapped: bool = False  # annealed bootstrapped cross-entropy; else plain cross-entropy
-    bootstrap_final: float = 0.9  # the last threshold η; the first is 1 / C
-    bootstrap_share: float = 0.4  # of the run, until η has risen
-    bootstrap_mean: str = "labelled"  # over all labelled pixels, or over those that are kept; released: kept
-    # how many auxiliary decoders learn from each perturbation; released code: 6, masks and VAT 2
+    # supervised loss: cross-entropy (configs/config.json 20), or annealed bootstrapped cross-entropy (cct-ab)
+    bootstrapped: bool = False
+    # Its threshold η rises from 1 / C by 1 − exp(−5 t) over a share of the run (utils/losses.py 186-196).
+    bootstrap_final: float = 0.9
+    bootstrap_share: float = 0.4
+    # Pixels that its mean runs over: all labelled ones, or those that are kept. Released: kept
+    # (utils/losses.py 219-222).
+    bootstrap_mean: str = "labelled"
+    # Auxiliary decoders of each perturbation. Paper: several of every one. Released: 6, masks and VAT 2, 30
+    # in all (configs/config.json 29-45). Two of each, 14 in all, is TorchSemiSeg's at 5e0c29c0, which has no
+    # VAT (unsup.json).
     noise: int = 2
     drop: int = 2
     dropout: int = 2
@@ -64,18 +74,19 @@ class Config(contract.Config):
     context_mask: int = 2  # the masks need a dataset with a background class; else they are off
     object_mask: int = 2
     vat: int = 2
-    decoder: str = "convolution"  # of the features, or subpixel: up to the image's size, as released
+    # 1 x 1 convolution alone (convolution), as in TorchSemiSeg (unsupervised_head.py 58-66), or followed by
+    # sub-pixel convolutions up to the image's size. Paper and released: subpixel (45-53).
+    decoder: str = "convolution"
     # perturbations
-    draws: str = (
-        "image"  # whose noise and threshold γ are drawn: each image's, or the batch's; released: batch
-    )
-    noise_range: float = 0.3  # N ~ U(−0.3, 0.3)
-    drop_range: tuple[float, float] = (0.6, 0.9)  # γ; released code: 0.7 to 0.9
+    # Noise N and threshold γ are as large as z: each image's own, or the batch's. Released: batch (85, 103).
+    draws: str = "image"
+    noise_range: float = 0.3  # N ~ U(−0.3, 0.3) (configs/config.json 30-45, as the three below)
+    drop_range: tuple[float, float] = (0.6, 0.9)  # γ ~ U(drop_range). Released: 0.7 to 0.9 (85)
     dropout_rate: float = 0.5  # of channels
     cutout_share: float = 0.4  # of an object's height and width
-    cutout_objects: str = (
-        "class"  # connected positions of a class, or of any class but background; released: any
-    )
+    # An object is a connected region of one class, or of any class but background. Released: any (165,
+    # 176-183).
+    cutout_objects: str = "class"
     vat_radius: float = 2.0  # ε
 
     def __post_init__(self) -> None:

@@ -2,8 +2,7 @@
 
 Alonso, Sabater, Ferstl, Montesano, Murillo: Semi-Supervised Semantic Segmentation with Pixel-Level
 Contrastive Learning from a Class-wise Memory Bank, ICCV 2021. "Released code" is
-github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists its differences from the paper
-and the option for each of them.
+github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists its differences from the paper.
 """
 
 from dataclasses import dataclass
@@ -37,58 +36,89 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """CMB's hyper-parameters. Defaults follow the paper and, where it is silent, the released code."""
+    """CMB's hyper-parameters.
 
-    # total loss: L_sup + the three terms below, each times its weight
+    Defaults follow the paper and, where it is silent, the released code, whose lines are given. "Released:"
+    names a value that differs; the recipe ``cmb-official`` sets all of these.
+    """
+
+    # total loss: L_sup + the three terms below, each times its weight (trainSSL.py 587, 591, 658, 683)
     pseudo_weight: float = 1.0
     entropy_weight: float = 0.01
     contrast_weight: float = 0.1
     # schedules, in steps
-    # until ClassMix, contrast and class balance start and the pseudo-labels count in full
+    # Pseudo-labels count exp(−5 (1 − t / ramp_up_steps)²) (trainSSL.py 96-111, 367). ClassMix of unlabelled
+    # images, contrast and class balance start when they count in full.
     ramp_up_steps: int = 2000
-    memory_lead_steps: int = 1000  # by which the memory starts to fill before the contrast
-    start_late: bool = False  # each of these starts, memory included, one step later; released code: true
+    memory_lead_steps: int = 1000  # the memory starts to fill so long before the contrast (trainSSL.py 594)
+    # Start ClassMix, contrast, class balance and memory one step later. Released: true, as each starts after
+    # step 2,000, the memory after step 1,000 (trainSSL.py 542, 567, 594, 639).
+    start_late: bool = False
     # teacher
-    teacher_decay: float = 0.995  # grows to 1 along a cosine
-    teacher_rate: float = 1.0  # how fast the true average at the start is left behind; released code: 10
-    teacher_training_mode: bool = False  # batch statistics, buffers not averaged; released code: true
+    teacher_decay: float = 0.995  # grows to 1 along a cosine (trainSSL.py 692)
+    # At first the teacher is the true average, 1 − 1 / (teacher_rate t + 1). Released: 10 (trainSSL.py 253).
+    teacher_rate: float = 1.0
+    # Label with batch statistics, and average parameters alone. Paper: silent. Released: true, throughout
+    # (trainSSL.py 459, 254-255).
+    teacher_training_mode: bool = False
     # pseudo-labels
-    confidence_power: float = 6.0  # a pseudo-label's weight is confidence^k; 0: all weigh the same
-    entropy_normalised: bool = False  # divide by log C; released code: true
-    class_balance: bool = False  # weight both cross-entropies by class; released code: on Cityscapes
+    confidence_power: float = 6.0  # weight a pseudo-label by confidence^k (trainSSL.py 582); 0: all alike
+    entropy_normalised: bool = False  # divide by log C. Released: true (trainSSL.py 41-48)
+    # Weight both cross-entropies by class. Released: on Cityscapes, after the ramp-up (trainSSL.py 530-531,
+    # 567-569; utils/class_balancing.py 97-117).
+    class_balance: bool = False
     # contrast
-    # the side that is weighted: both, prediction (the effect of the released code), none
+    # Side whose features attention weights, with mean one in a class: both, prediction, or none. Released:
+    # prediction; weights on the memory's side cancel to one, because their mean is taken over a dimension of
+    # one (contrastive_losses.py 57-61).
     attention: str = "both"
-    dim: int = 256
-    # a class with fewer pixels, or fewer features in the memory, adds zero; released code: 2
+    dim: int = 256  # width of the heads (trainSSL.py 396)
+    # A class with fewer pixels, or with fewer features in the memory, adds zero. Released: 2
+    # (contrastive_losses.py 31).
     least_features: int = 1
     # memory
-    memory_size: int = 256  # features a class
-    memory_filter: bool = True  # only pixels that the teacher gets right with confidence > memory_confidence
+    memory_size: int = 256  # features a class (trainSSL.py 396)
+    # Remember only pixels that the teacher gets right with confidence above memory_confidence (trainSSL.py
+    # 619).
+    memory_filter: bool = True
     memory_confidence: float = 0.95
-    memory_order: str = "highest"  # which of a step's pixels enter: highest or lowest attention, or random
-    # order a class's pixels even when all of them enter; released code: false, they stay in raster order
+    # Pixels of a step that enter first: highest or lowest attention, or random. Released: lowest, because it
+    # sorts upwards (utils/feature_memory.py 49-57).
+    memory_order: str = "highest"
+    # Order a class's pixels even when all of them enter; a full memory drops the last, so the order decides
+    # which stay. Released: false, by attention only above the budget and else in raster order
+    # (utils/feature_memory.py 46-59).
     memory_rank_all: bool = True
-    images_hold: str = "all"  # classes: all (as in Cityscapes), or few, C / 3 (as in VOC): the step's budget
-    # passes of the student
-    strong_first: bool = False  # strong views before labelled ones; released code: true
+    # Classes that an image is taken to hold, for the budget of a step: max(1, round(256 / labelled)) features
+    # for each image and class (all), times C / 3 (few; as released on VOC) (utils/feature_memory.py 16-19,
+    # 38).
+    images_hold: str = "all"
+    # Pass the strong views before the labelled ones. Released: true, so labelled images have the last word in
+    # batch norm's running statistics (trainSSL.py 558, 562).
+    strong_first: bool = False
     # ClassMix
-    mix_labelled: float = 0.2  # probability
-    mix_unlabelled: float = 0.75  # probability
-    mix_extra_classes: int = 0  # pasted beyond half of an image's classes; released code: 1
-    # colours of labelled images; jitter: brightness, contrast, saturation, hue
-    weak_jitter: tuple[float, float, float, float] = (0.125, 0.125, 0.0625, 0.125 / 3)
+    mix_labelled: float = 0.2  # probability (trainSSL.py 534)
+    mix_unlabelled: float = 0.75  # probability, after the ramp-up (trainSSL.py 542, 550)
+    # Classes pasted beyond half of an image's n (ClassMix, WACV 2021). Released: 1, as it pastes ⌊n/2⌋ + 1
+    # (trainSSL.py 294-295).
+    mix_extra_classes: int = 0
+    # colours of labelled images (trainSSL.py 311, 324; utils/transformsgpu.py 97)
+    weak_jitter: tuple[float, float, float, float] = (0.125, 0.125, 0.0625, 0.125 / 3)  # as strong_jitter
     weak_jitter_probability: float = 0.2
-    # the two strong views of an unlabelled image
+    # the two strong views of an unlabelled image (trainSSL.py 328-344)
     strong_scale: tuple[float, float] = (0.75, 1.75)
     strong_scale_probability: float = 0.8
     strong_flip_probability: float = 0.5
+    # brightness, contrast, saturation, hue
     strong_jitter: tuple[float, float, float, float] = (0.25, 0.25, 0.125, 0.25 / 3)
     strong_jitter_probability: float = 0.8
-    strong_blur: tuple[float, float] = (0.1, 1.5)  # standard deviation in pixels
+    strong_blur: tuple[float, float] = (0.1, 1.5)  # standard deviation in pixels, U(strong_blur)
     strong_blur_probability: float = 0.2
-    jitter_additive: bool = False  # as kornia 0.4 jitters, see colour_jitter; released code: true
-    # strong_blur is no range but the deviation down columns and along rows; released code: true
+    # Jitter as kornia 0.4.1: brightness is added, contrast is about black, saturation is HSV's; else as
+    # torchvision. Released: true (utils/transformsgpu.py 97, requirements.txt 3).
+    jitter_additive: bool = False
+    # Take strong_blur as the deviations down columns and along rows. Released: true, as kornia reads the pair
+    # 0.1 and 1.5 so: 1.5 pixels along rows, none down columns (utils/transformsgpu.py 119, trainSSL.py 343).
     blur_by_axis: bool = False
 
     def __post_init__(self) -> None:
@@ -132,10 +162,7 @@ class Config(contract.Config):
 
 
 def views(config: Config, geometry: Geometry) -> View:
-    """The weak view of an unlabelled image.
-
-    It holds image (3, crop, crop) uint8 and mask (crop, crop) uint8, 255 where padded and 0 elsewhere.
-    """
+    """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
     return weak_view(geometry)
 
 
@@ -308,7 +335,8 @@ class Method(contract.Method):
     def pseudo_label_loss(self, logits: Tensor, pixels: Pixels, class_weights: Tensor | None) -> Tensor:
         """Return the cross-entropy weighted by confidence^k, a mean over all pixels; ignored ones add zero.
 
-        logits: (B, C, H, W) of the strong views; class_weights: (C,), None for ones.
+        The same as released (utils/loss.py 40-43). logits: (B, C, H, W) of the strong views; class_weights:
+        (C,), None for ones.
         """
         losses = functional.cross_entropy(
             logits, pixels.labels, class_weights, ignore_index=IGNORE, reduction="none"

@@ -2,7 +2,7 @@
 
 Chen, Yuan, Zeng, Wang: Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision, CVPR 2021.
 "Released code" is github.com/charlesCXK/TorchSemiSeg at 5e0c29c0; docs/deviations.md lists where it differs
-from the paper, and the option for each difference.
+from the paper.
 """
 
 from collections.abc import Sequence
@@ -35,18 +35,29 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """CPS's hyper-parameters; the defaults follow the paper on VOC without CutMix."""
+    """CPS's hyper-parameters; the defaults follow the paper on VOC without CutMix.
+
+    Lines are those of the released code's folders in exp.voc and exp.city: voc8.res50v3+.CPS (VOC),
+    .CPS+CutMix (CutMix), and those of the same names for Cityscapes.
+    """
 
     by_parts: ClassVar[bool] = True
 
-    weight: float = 1.5  # λ; 6 on Cityscapes; released code with CutMix: 1 on VOC, 5 on Cityscapes
-    labelled: bool = True  # the cross term covers labelled images too; false with CutMix
-    # pseudo-labels: of the networks in training mode (train), in evaluation mode (eval), or of their moving
-    # averages (teacher)
+    # λ: 1.5 on VOC, 6 on Cityscapes (config.py VOC 74, Cityscapes 78). Released with CutMix: 1 and 5 (CutMix
+    # config.py 73, Cityscapes 78); recipes cps-official_voc and cps-official_cityscapes.
+    weight: float = 1.5
+    # The cross term covers labelled images too (VOC train.py 185-194); false with CutMix (CutMix train.py
+    # 231-239).
+    labelled: bool = True
+    # The networks that label: in training mode (train; VOC train.py 140, 178-190), in evaluation mode (eval),
+    # or their moving averages (teacher).
     pseudo_labels: str = "train"
     teacher_decay: float = 0.99
-    cutmix: CutMix | None = None  # of unlabelled images
-    hard_examples: HardExamples | None = None  # of the supervised loss; released code: on Cityscapes
+    # Boxes pasted into unlabelled images. cps-cutmix: three, each a third of 25 to 50 %, height log-uniform;
+    # where two overlap nothing is pasted (CutMix config.py 75-80, mask_gen.py 49-93).
+    cutmix: CutMix | None = None
+    # Released on Cityscapes: 50,000 pixels of each image, probability 0.7 (Cityscapes train.py 74-76).
+    hard_examples: HardExamples | None = None
 
     def __post_init__(self) -> None:
         checks.one_of(self, "pseudo_labels", "train", "eval", "teacher")

@@ -2,7 +2,7 @@
 
 Lai, Tian, Jiang, Liu, Zhao, Wang, Jia: Semi-supervised Semantic Segmentation with Directional Context-aware
 Consistency, CVPR 2021. "Released code" is github.com/dvlab-research/Context-Aware-Consistency at a7cd9b4a;
-docs/deviations.md lists its differences from the paper and the option for each of them.
+docs/deviations.md lists its differences from the paper.
 """
 
 from dataclasses import dataclass
@@ -30,39 +30,66 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """DCC's hyper-parameters. Defaults follow the paper and, where it is silent, the released code."""
+    """DCC's hyper-parameters.
+
+    Defaults follow the paper and, where it is silent, the released code, whose lines are given;
+    "configuration" is configs/voc_cac_deeplabv3+_resnet50_1over8_datalist0.json. "Released:" names a value
+    that differs; the recipe ``dcc-official`` sets all of these.
+    """
 
     # total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on
-    objective: str = "contrast"  # or l2 (on the positives), or self_training (on pseudo-labels)
-    weight: float = 0.1
-    start_share: float = 5 / 80  # of the run's steps; released code: 5 of 80 epochs
+    # contrast: of the overlap's features (models/model.py 196-273)
+    # l2 (the paper's row I, which it only names): squared distance of the normalised features, a mean over
+    # the overlap, in both directions, without masks
+    # self_training (row ST, likewise): cross-entropy of the first view, flipped and coloured as in DCC, with
+    # the student's own prediction in the same pass where its confidence is above γ; dcc-st has weight 1
+    objective: str = "contrast"
+    weight: float = 0.1  # (configuration 32)
+    # Share of the steps before unlabelled images are seen: 5 of 80 epochs (models/model.py 104-105,
+    # trainer.py 81; configuration 33, 89).
+    start_share: float = 5 / 80
     # two views of an unlabelled image
-    unlabelled_scale: tuple[float, float] = (0.8, 2.0)  # long side over base_size
-    context: bool = True  # two crops; else the same crop twice
-    iou: tuple[float, float] = (0.1, 1.0)  # of the two crops
-    stride: int = 8  # pixels; the crops' offset is a multiple of it
-    flip_probability: float = 0.5  # of each view
-    # colours of a view
+    unlabelled_scale: tuple[float, float] = (0.8, 2.0)  # long side over base_size (dataloaders/voc.py 80)
+    # Take two crops (dataloaders/voc.py 99-126), not one crop twice (row VI); flips and colours are each
+    # view's.
+    context: bool = True
+    # Intersection over union of the crops: 50 draws, then the same crop twice (dataloaders/voc.py 102-126;
+    # configuration 76).
+    iou: tuple[float, float] = (0.1, 1.0)
+    # Pixels; the crops' offset is a multiple of it, rounded down (dataloaders/voc.py 108-111; models/model.py
+    # 153-158).
+    stride: int = 8
+    flip_probability: float = 0.5  # of each view (dataloaders/voc.py 166-176)
+    # colours of a view (dataloaders/voc.py 20, 40-41)
     blur_sigma: float = 1.1  # standard deviation in pixels
-    # taps of a kernel to blur with instead, an odd number; released code: OpenCV's 1, 4, 6, 4, 1
+    # Taps of a kernel to blur with instead, an odd number. Released: OpenCV's 1, 4, 6, 4, 1, of deviation 1.0
+    # (dataloaders/voc.py 14-23).
     blur_taps: tuple[float, ...] = ()
     blur_probability: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
     jitter_probability: float = 0.8
     grey_probability: float = 0.2
     # features
-    pooling: bool = True  # average-pooled by two
-    projector: bool = True  # else the decoder's own features, normalised
+    # average over 2 x 2 before projector and classifier (models/model.py 112-113, 118-119; configuration 27)
+    pooling: bool = True
+    # 1 x 1 convolution to as many channels, ReLU, 1 x 1 convolution to dim (models/model.py 57-61;
+    # configuration 28); false: the pooled decoder features, normalised (row VII)
+    projector: bool = True
     dim: int = 128
     # directional contrastive loss
-    temperature: float = 0.1  # τ
-    threshold: float = 0.75  # γ
-    directional: bool = True  # M_d
-    positive_filter: bool = True  # M_pf
-    negative_sampling: bool = True  # M_n
-    # what the mean runs over: the overlap or the selected positions; released code: selected
+    temperature: float = 0.1  # τ (configuration 35)
+    threshold: float = 0.75  # γ (configuration 31)
+    directional: bool = True  # M_d: the less confident of a pair learns (models/model.py 233, 268)
+    positive_filter: bool = True  # M_pf: only towards a confidence above γ (models/model.py 233, 268)
+    # M_n: negatives have another pseudo-label (models/model.py 204, 211, 240, 247)
+    negative_sampling: bool = True
+    # Positions that the mean runs over: N, the whole overlap, or those that the masks keep in each direction.
+    # Released: selected (models/model.py 235, 271).
     normalize: str = "overlap"
-    bank_steps: int = 0  # earlier steps whose features are negatives too; released code: 1 or 2 on VOC
+    # Earlier steps whose features are negatives too. Released: 1 on VOC with ResNet-50, 2 with ResNet-101, 0
+    # on Cityscapes (models/model.py 186-194; step_save, line 36 of configs/voc_cac_deeplabv3+_resnet50_…, of
+    # the three …_resnet101_…, and of city_cac_… at 4fdec7af).
+    bank_steps: int = 0
 
     def __post_init__(self) -> None:
         checks.one_of(self, "objective", "contrast", "l2", "self_training")
@@ -186,7 +213,9 @@ class Method(contract.Method):
     ) -> tuple[Tensor, Tensor]:
         """Return the directional contrastive loss of a view's overlap with the other, and the selected share.
 
-        negatives: (M, D); negative_labels: (M,); negative_valid: (M,) bool, None for all.
+        negatives: (M, D); negative_labels: (M,); negative_valid: (M,) bool, None for all. Neither the
+        negatives nor the other view's features get a gradient, as released (models/model.py 179, 197-198,
+        288-291).
         """
         config = self.config
         index, overlap = counterparts(anchor.box, other.box, *anchor.size, self.cell)
@@ -228,7 +257,11 @@ class Method(contract.Method):
 
     @torch.no_grad()
     def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the features of this step, from every process, and of the bank: rows, labels, valid."""
+        """Return the features of this step, from every process, and of the bank: rows, labels, valid.
+
+        Features of padding are negatives, and never overlap, as released (models/model.py 172-178,
+        dataloaders/voc.py 129, 131).
+        """
         features = gathered(torch.cat((one.projected, two.projected)))
         labels = gathered(torch.cat((one.labels, two.labels)))
         if self.bank is None:
@@ -276,7 +309,7 @@ class Method(contract.Method):
         if self.config.pooling:
             features = avg_pool2d(features, 2)
         projected = normalize(self.projector(features).float(), dim=1)
-        with torch.no_grad():
+        with torch.no_grad():  # the classifier's dropout is active, as released (models/model.py 40, 124-125)
             probabilities = torch.softmax(self.student.classify(features).float(), dim=1)
             confidence, labels = unflipped(probabilities, flip).max(dim=1)
         return Seen(

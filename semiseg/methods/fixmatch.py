@@ -4,8 +4,7 @@ Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Superv
 CVPR 2023, which carries FixMatch (Sohn et al., NeurIPS 2020) over to pixels and adds UniMatch's second strong
 view and feature perturbation. Yang, Zhao, Zhao: UniMatch V2, TPAMI 2025, puts complementary channel dropout
 on the two strong views in place of the perturbed weak one. "Released code" is github.com/LiheYoung/UniMatch
-at 0324f3dd and LiheYoung/UniMatch-V2 at f6afb4df; docs/deviations.md lists where it differs from the paper,
-and the option for each difference.
+at 0324f3dd and LiheYoung/UniMatch-V2 at f6afb4df; docs/deviations.md lists where it differs from the paper.
 """
 
 from dataclasses import dataclass, field
@@ -45,27 +44,36 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """Hyper-parameters; the defaults are FixMatch's, ``unimatch`` and ``unimatch_v2`` are recipes."""
+    """Hyper-parameters of FixMatch; ``unimatch`` and ``unimatch_v2`` are recipes.
+
+    "Released:" names a value of the released code that differs from the paper. Line numbers are those of
+    UniMatch.
+    """
 
     by_parts: ClassVar[bool] = True
 
-    # the total loss: (L_sup + strong_weight L_strong + feature_weight L_feature) / 2
-    strong_weight: float = 1.0  # UniMatch: μ = 0.5
-    strong_views: int = 1  # UniMatch, UniMatch V2: 2; L_strong is their mean
-    feature_weight: float = 0.0  # UniMatch: λ = 0.5
-    feature_dropout: float = 0.5  # of the channels of each of the backbone's maps
-    # UniMatch V2: of the two strong views of half of the images, each loses the channels that the other keeps
+    # total loss: (L_x + strong_weight L_s + feature_weight L_fp) / 2; L_s and L_fp are divided by all pixels
+    # that are not padding (fixmatch.py 166; unimatch.py 176-188)
+    strong_weight: float = 1.0  # μ; UniMatch: 0.5
+    strong_views: int = 1  # L_s is their mean; UniMatch and UniMatch V2: 2
+    feature_weight: float = 0.0  # λ; UniMatch: 0.5
+    # Share of the channels dropped from the low and from the high map, the others scaled up
+    # (model/semseg/deeplabv3plus.py 45-46).
+    feature_dropout: float = 0.5
+    # Of the two strong views of half of the images, each loses the channels that the other keeps, the same
+    # ones from every map (UniMatch V2, model/semseg/dpt.py).
     complementary_dropout: bool = False
-    # pseudo-labels of the student in training mode (train), in evaluation mode (eval), or of a moving average
-    # (teacher); released: an image's own are train's, and those that are pasted into it eval's
+    # The network that labels: the student in training mode (train), in evaluation mode (eval), or a moving
+    # average in evaluation mode (teacher). Released: an image's own labels are train's (unimatch.py 151-159),
+    # those that are pasted into it eval's (135-140).
     pseudo_labels: str = "train"
-    threshold: float = 0.95  # τ; released code: 0 on Cityscapes
-    teacher_decay: float = 0.996  # as in UniMatch V2 (TPAMI 2025)
+    threshold: float = 0.95  # τ (configs/pascal.yaml 16); 0 on Cityscapes (configs/cityscapes.yaml 18)
+    teacher_decay: float = 0.996  # as in UniMatch V2
     # strong views
     colours: Colours = field(default_factory=Colours)
     cutmix: CutMix = field(default_factory=CutMix)
-    # the supervised loss
-    hard_examples: HardExamples | None = None  # released code: on Cityscapes
+    # the supervised loss; hard examples on Cityscapes (configs/cityscapes.yaml 12-17)
+    hard_examples: HardExamples | None = None
 
     def __post_init__(self) -> None:
         checks.one_of(self, "pseudo_labels", "train", "eval", "teacher", "released")
@@ -88,7 +96,7 @@ def views(config: Config, geometry: Geometry) -> View:
 
 
 class WeakPass(NamedTuple):
-    """What the first pass gives: logits (B, C, H, W) float32, and the weak views with pseudo-labels."""
+    """Output of the first pass: logits (B, C, H, W) float32, and the weak views with pseudo-labels."""
 
     labelled: Tensor  # logits of the labelled images
     perturbed: Tensor | None  # logits of the weak views from perturbed features

@@ -4,7 +4,7 @@ Tarvainen, Valpola: Mean teachers are better role models, NeurIPS 2017, on pixel
 CutMix-Seg: French, Laine, Aila, Mackiewicz, Finlayson: Semi-supervised semantic segmentation needs strong,
 varied perturbations, BMVC 2020. "Released code" is github.com/charlesCXK/TorchSemiSeg at 5e0c29c0 and
 github.com/Britefury/cutmix-semisup-seg at af6183a6; docs/deviations.md lists where they differ from the
-papers, and the option for each difference.
+papers.
 """
 
 from dataclasses import dataclass
@@ -41,22 +41,38 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """Mean teacher's hyper-parameters; the recipe ``cutmix_seg`` sets its own."""
+    """Mean teacher's hyper-parameters; the recipe ``cutmix_seg`` sets its own.
+
+    TorchSemiSeg's lines are those of exp.voc/voc8.res50v3+.MeanTeacher, CutMix-Seg's those of
+    train_seg_semisup_mask_mt.py (``mask_mt``).
+    """
 
     by_parts: ClassVar[bool] = True
 
-    # the total loss: L_sup + weight x ramp-up x share of confident pixels x consistency
-    weight: float = 100.0  # CutMix-Seg: 1
-    cost: str = "mse"  # mse, a mean over the classes; squared, their sum (CutMix-Seg); or cross_entropy
-    labelled: bool = True  # consistency of labelled images too; CutMix-Seg: false
+    # total loss: L_sup + weight x ramp-up x share of confident pixels x consistency
+    # 100 throughout (config.py 73, train.py 192); the paper, for images: 100 after a ramp-up. CutMix-Seg: 1.
+    weight: float = 100.0
+    # Squared difference of the probabilities: mse, its mean over the classes (train.py 75, 189); or squared,
+    # its sum (CutMix-Seg, mask_mt 428-431); or cross_entropy.
+    cost: str = "mse"
+    # Consistency of labelled images too (train.py 180-189). CutMix-Seg: false (mask_mt 309-331).
+    labelled: bool = True
     ramp_up_steps: int = 0  # until the consistency counts in full
-    threshold: float = 0.0  # of the confidence that the share counts; CutMix-Seg: 0.97
-    # teacher
-    teacher_decay: float = 0.99
-    teacher_training_mode: bool = True  # batch statistics, buffers not averaged; CutMix-Seg: false
-    headline: str = "teacher"  # teacher, or student (TorchSemiSeg): the network that a table shows
-    # the student's view of an unlabelled image: as it is, or with other colours and with boxes pasted
+    # Confidence from which a pixel counts in the share that multiplies the loss, which is no mask.
+    # CutMix-Seg: 0.97 (mask_mt 407-418, 451).
+    threshold: float = 0.0
+    teacher_decay: float = 0.99  # (config.py 74; mask_mt 597)
+    # Batch statistics, and only parameters are averaged (network.py 37-38, 45-47). CutMix-Seg: false; frozen
+    # (--freeze_bn in its scripts), and buffers are averaged too (optim_weight_ema.py 9-10).
+    teacher_training_mode: bool = True
+    # Network that a table shows: the teacher, as in the paper, or the student. Released: student (network.py
+    # 26-28); recipe mean_teacher-official.
+    headline: str = "teacher"
+    # The student's view of an unlabelled image: the teacher's, unless these change it.
+    # cutmix_seg-official: jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey 0.2 (mask_mt 170-179, 608-613;
+    # --aug_strong_colour in the scripts).
     colours: Colours | None = None
+    # CutMix-Seg: a box of half the area from another image, log-uniform in shape (mask_gen.py 73-89).
     cutmix: CutMix | None = None
     # the supervised loss
     hard_examples: HardExamples | None = None
@@ -99,7 +115,7 @@ class Method(contract.Method):
         assert unlabelled is not None
         config = self.config
 
-        # The teacher sees the weak view, the student its own.
+        # The teacher sees the weak view, the student its own view.
         images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
         targets = self._targets(images)
         if config.colours is not None:

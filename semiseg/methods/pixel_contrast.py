@@ -36,19 +36,26 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """The hyper-parameters of pixel contrast; the defaults follow the paper."""
+    """The hyper-parameters of pixel contrast; the defaults follow the paper.
 
-    # the total loss: cross-entropy + weight x contrast, from a share of the run on
-    weight: float = 0.1  # released code: times temperature / 0.07
-    start_share: float = 1 / 8  # of the run's steps; released code: 5,000 of 40,000
+    ContrastiveSeg's lines are those of lib/loss/loss_contrast.py, SupCon's those of losses.py, and
+    "configuration" is configs/cityscapes/H_48_D_4.json.
+    """
+
+    # total loss: cross-entropy + weight x contrast, from a share of the run on
+    weight: float = 0.1  # Released: times temperature / 0.07 (125); recipe pixel_contrast-official
+    start_share: float = 1 / 8  # of the run's steps; released: 5,000 of 40,000 (configuration 109, 143)
     # contrast
-    denominator: str = "negatives"  # and the positive itself; or others: all samples, as in SupCon
-    temperature: float = 0.1  # τ; SupCon: 0.07
+    # Denominator: the positive itself and the negatives (116-121), or all other samples (others, as in
+    # SupCon, losses.py 87-89; recipe pixel_contrast-supcon).
+    denominator: str = "negatives"
+    temperature: float = 0.1  # τ (configuration 138); SupCon: 0.07 (losses.py 14)
+    # 1 x 1 convolution, batch norm, ReLU, 1 x 1 convolution to dim (lib/models/modules/projection.py 17-21)
     dim: int = 256
-    # samples
+    # samples (39, 47-48)
     max_samples: int = 1024  # of a step
-    max_views: int = 100  # of a class in an image; a class with fewer pixels there has none
-    # unlabelled images: not read (none), or FixMatch's loss beside the supervised one
+    max_views: int = 100  # of a class in an image; a class with no more pixels there has none
+    # Unlabelled images: not read (none), or FixMatch's loss beside the supervised one (fixmatch).
     unlabelled: str = "none"
     threshold: float = 0.95  # of FixMatch's pseudo-labels
 
@@ -62,7 +69,7 @@ class Config(contract.Config):
 
 
 def views(config: Config, geometry: Geometry) -> View | None:
-    """Read no unlabelled images, or their weak view for FixMatch."""
+    """Return None, or for FixMatch's loss the weak view of an unlabelled image."""
     return None if config.unlabelled == "none" else weak_view(geometry)
 
 
@@ -104,7 +111,7 @@ class Method(contract.Method):
         return {"student": self.student}
 
     def _contrast(self, features: Tensor, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Contrast a sample of labelled pixels, half of them wrongly predicted; and how many there are."""
+        """Return the contrast of sampled labelled pixels, half of them wrongly predicted, and their number."""
         config, num_classes = self.config, self.student.num_classes
         embedded = normalize(self.projection(features).float(), dim=1)
         labels = interpolate(masks[:, None].float(), size_of(features))[:, 0].long()  # the nearest
@@ -116,9 +123,8 @@ class Method(contract.Method):
             config.max_views,
         ).flatten()
         samples = sampled(_rows(embedded), slots, config.max_samples)
-        classes = (
-            sampled(labels.flatten()[:, None] + 1, slots, config.max_samples)[:, 0] - 1
-        )  # −1: an empty slot
+        # −1: an empty slot
+        classes = sampled(labels.flatten()[:, None] + 1, slots, config.max_samples)[:, 0] - 1
         loss = supervised_contrastive_loss(
             samples,
             classes,
@@ -129,7 +135,7 @@ class Method(contract.Method):
         return loss, (classes >= 0).sum().float()
 
     def _fixmatch(self, unlabelled: Unlabelled) -> Tensor:
-        """Cross-entropy of a strong view with the confident predictions of the weak one."""
+        """Return the cross-entropy of a strong view with the confident predictions of the weak one."""
         images = unlabelled["image"]
         weak = pseudo_labelled(images, unlabelled["mask"], predict(self.student, images, training=False))
         strong = weak._replace(images=strong_view(images, Colours()))
@@ -140,5 +146,5 @@ class Method(contract.Method):
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B h w, D)."""
+    """Turn (B, D, h, w) into (B h w, D)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)

@@ -20,7 +20,7 @@ class Config(contract.Config):
 
     by_parts: ClassVar[bool] = True
 
-    hard_examples: HardExamples | None = None  # mined online instead of all labelled pixels
+    hard_examples: HardExamples | None = None  # learn these alone, instead of all labelled pixels
 
     def check(self, protocol: Protocol) -> None:
         if self.hard_examples is not None:
@@ -28,7 +28,7 @@ class Config(contract.Config):
 
 
 def views(config: Config, geometry: Geometry) -> None:
-    """Read no unlabelled images."""
+    """Return None: no unlabelled image is read."""
 
 
 class Method(contract.Method):

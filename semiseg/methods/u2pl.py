@@ -2,7 +2,7 @@
 
 Wang, Wang, Shen, Fei, Li, Jin, Wu, Zhao, Le: Semi-Supervised Semantic Segmentation Using Unreliable
 Pseudo-Labels, CVPR 2022. "Released code" is github.com/Haochen-Wang409/U2PL at ab3d2be3; docs/deviations.md
-lists where it differs from the paper, and the option for each difference.
+lists where it differs from the paper.
 """
 
 from dataclasses import dataclass, field
@@ -42,31 +42,48 @@ REVISION = 1  # raise it when a change alters the numbers of a run
 
 @dataclass(frozen=True)
 class Config(contract.Config):
-    """U2PL's hyper-parameters; the defaults follow the paper."""
+    """U2PL's hyper-parameters.
 
-    # the total loss: L_s + λ_u L_u + contrast_weight L_c, the latter two from a share of the run on
-    contrast_weight: float = 0.1  # λ_c; released code: 1
-    start_share: float = 1 / 80  # released code: after one of 80 epochs on VOC
-    hard_examples: HardExamples | None = None  # for L_s; released code: on Cityscapes
+    Defaults follow the paper and, where it is silent, the released code. "Released:" names a value that
+    differs; the recipe ``u2pl-official`` sets all of these. "Configuration" is
+    experiments/pascal/1464/ours/config.yaml; lines without a file are those of u2pl/utils/loss_helper.py.
+    """
+
+    # total loss: L_s + λ_u L_u + contrast_weight L_c, the latter two from a share of the run on
+    contrast_weight: float = 0.1  # λ_c. Released: 1 (train_semi.py 518)
+    start_share: float = 1 / 80  # after one of 80 epochs on VOC (train_semi.py 288, default)
+    hard_examples: HardExamples | None = None  # for L_s; released: on Cityscapes (its configuration)
     # teacher and pseudo-labels
-    teacher_decay: float = 0.99
-    teacher_mode: str = "train"  # train: its own batch statistics, buffers not averaged; or eval
-    unreliable_share: float = 0.2  # α_0: of the pixels, falls linearly to zero
+    teacher_decay: float = 0.99  # a true average at first (train_semi.py 533-548)
+    # Mode of the pass for entropies and representations: train, its own batch statistics, and only parameters
+    # are averaged (train_semi.py 361); or eval, and buffers are averaged too. Labels always come from
+    # evaluation mode (318).
+    teacher_mode: str = "train"
+    unreliable_share: float = 0.2  # α_0: of the pixels, falls linearly to zero (train_semi.py 378-379)
+    # probability 0.5, half of the area (u2pl/dataset/augmentation.py 471-485; train_semi.py 327)
     cutmix: CutMix = field(default_factory=lambda: CutMix(area=(0.5, 0.5), aspect=None))
     # contrast
-    anchors: int = 50  # M of a class; released code: 256
-    negatives: int = 256  # N of an anchor; released code: 50
-    temperature: float = 0.5  # τ
+    anchors: int = 50  # M of a class. Released: 256 (configuration)
+    negatives: int = 256  # N of an anchor. Released: 50 (configuration)
+    temperature: float = 0.5  # τ (configuration, as the three below)
     confidence: float = 0.3  # δ_p: an anchor is labelled with a larger probability
     low_rank: int = 3  # r_l: labelled pixels are negatives of the classes of lower ranks, counted from 0
     high_rank: int = 20  # r_h: unreliable ones are negatives of the classes of ranks r_l to r_h − 1
-    anchor_pixels: str = "reliable"  # of the unlabelled ones; released code: most_reliable, α_t of the pixels
-    centre: str = "anchors"  # what a class's positive is the mean of; released code: all, δ_p apart
-    class_mean: str = "all"  # the contrast's, or over the classes that are present; released code: present
+    # Unlabelled pixels that may be anchors: the reliable ones, or those of the lowest α_t of the entropies.
+    # Released: most_reliable (train_semi.py 397-410).
+    anchor_pixels: str = "reliable"
+    # Pixels whose mean is a class's positive: its anchors, or all its candidates, whatever their probability.
+    # Released: all (119-123).
+    centre: str = "anchors"
+    # Classes that the contrast's mean runs over: all C, or those present in the batch. Released: present
+    # (167, 233).
+    class_mean: str = "all"
     dim: int = 256
     # the bank of negatives
-    bank_size: int = 30_000  # features a class
-    bank_step: int = 2_000  # of them that a step replaces at most
+    bank_size: int = 30_000  # features a class; released: 50,000 of background (train_semi.py 161-169)
+    # Negatives of a class that enter at a step at most, a random sample, so that shapes are fixed; released:
+    # all (142-150).
+    bank_step: int = 2_000
 
     def __post_init__(self) -> None:
         checks.at_least(self, 0, "contrast_weight")
@@ -233,7 +250,8 @@ class Method(contract.Method):
         """Put a random sample of each class's negatives into its bank.
 
         A labelled pixel is a negative of the likely classes that it does not belong to, an unreliable one of
-        its unlikely classes (U2PL, equations 15-17).
+        its unlikely classes (U2PL, equations 15-17). Unreliable are the pixels of the highest α_t of the
+        entropies, as released, and never padding.
         """
         config, classes = self.config, torch.arange(self.num_classes, device=of.labels.device)
         rank = of.p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (n, C), from 0
@@ -250,7 +268,7 @@ class Method(contract.Method):
 
 
 def _representation(inputs: int, dim: int) -> nn.Module:
-    """Two blocks of 3 x 3 convolution, batch norm and ReLU, and a 1 x 1 convolution."""
+    """Return two blocks of 3 x 3 convolution, batch norm, ReLU and dropout, and a 1 x 1 convolution."""
     return nn.Sequential(
         convolution(inputs, dim, 3),
         Dropout(0.1),
@@ -270,10 +288,10 @@ def _centres(rows: Tensor, counted: Tensor, labels: Tensor, num_classes: int) ->
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B h w, D)."""
+    """Turn (B, D, h, w) into (B h w, D)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> (B h w,): the nearest pixel of each feature."""
+    """Return the nearest pixel of each feature: (B h w,) of values (B, H, W)."""
     return interpolate(values[:, None].float(), size, mode="nearest").flatten().to(values.dtype)
