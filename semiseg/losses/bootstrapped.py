@@ -27,8 +27,9 @@ def bootstrapped_cross_entropy(
     """Return (1/N) Σ_n 1(p_n < η) · −log p_n, with p_n the probability of pixel n's label (CCT, equation 3).
 
     logits: (B, C, H, W); labels: (B, H, W) int64, class ids and 255; threshold: η in (0, 1]. N counts the
-    labelled pixels, or with ``mean_over`` "kept" those below η. Zero without any. Several processes share the
-    batch: each returns its part, and their average is the batch's.
+    labelled pixels, or with ``mean_over`` "kept" those below η. Zero without any, where the released code
+    always keeps a pixel an image (utils/losses.py 199, 212-213). Several processes share the batch: each
+    returns its part, and their average is the batch's.
     """
     losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     labelled = labels != IGNORE

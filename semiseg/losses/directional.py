@@ -51,9 +51,13 @@ def directional_contrastive_loss(
     UserError without triton. Several processes share the anchors: each returns its part, and their average is
     the loss of all.
 
-    Scores are made in blocks, which set the peak memory, and once more in the backward pass; rows that no
-    mask keeps are never scored. How many are kept only a GPU itself knows, and nothing waits for it: a kernel
-    selects them there.
+    Scores are made in blocks, which set the peak memory, and once more in the backward pass. Rows that no
+    mask keeps are never scored; on a GPU a kernel selects them, so that nothing waits for their number.
+
+    DCC's released code scores every position and masks it then (models/model.py 221-235, 257-271), shifts the
+    scores by the largest of the first 8,000 negatives (201, 215, 225-226), and adds 1e-8 to quotient and
+    logarithm (196, 231, 234), so that no row costs more than 18.4 and one near that learns little. Here the
+    shift is the largest of all negatives, found while summing, and no constant is needed.
     """
     if normalize not in ("overlap", "selected"):
         raise ValueError(f"normalize: '{normalize}' is neither overlap nor selected")
@@ -73,7 +77,9 @@ def directional_contrastive_loss(
 
 
 class _RowLosses(torch.autograd.Function):
-    """Each selected row's −log( r⁺ / (r⁺ + Σ r⁻) ), (N,), zero for the others, without the N × M scores.
+    """The loss of each selected row, −log( r⁺ / (r⁺ + Σ r⁻) ), (N,), and zero for the others.
+
+    The N × M scores are never held together.
 
     With s⁺ the positive's score and z = log Σ exp s⁻ over the negatives it is log(1 + exp(z − s⁺)), and its
     gradient by the anchor is σ(z − s⁺) (Σ w φ⁻ − φ⁺) / τ, where w = exp(s⁻ − z).
@@ -121,7 +127,7 @@ def _sum_type(anchors: Tensor, temperature: float) -> torch.dtype:
 
 
 def _over_negatives(anchors: Tensor) -> ModuleType:
-    """What makes the sums over the negatives: the kernel on a GPU, else blocks in torch."""
+    """Return the module that sums over the negatives: the kernel on a GPU, else blocks in torch."""
     if anchors.is_cuda:
         from semiseg.losses import directional_kernel  # needs triton
 

@@ -13,7 +13,11 @@ def hard_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: int, threshold
     logits: (B, C, H, W); labels: (B, H, W) int64, class ids and 255. A pixel is hard if the probability of
     its label is at most ``threshold``, in [0, 1], or among the ``pixels`` lowest of its image; of fewer
     labelled pixels all are. Several processes share the batch: each returns its part, and their average is
-    the batch's. As in TorchSemiSeg (furnace/seg_opr/loss_opr.py, ProbOhemCrossEntropy2d), but for each image.
+    the batch's.
+
+    As in TorchSemiSeg (furnace/seg_opr/loss_opr.py, ProbOhemCrossEntropy2d), but for each image, so that the
+    number of processes does not matter. UniMatch keeps at least 200,000 pixels of the two images on a GPU
+    (util/ohem.py 28-57) and takes the mean of each GPU's means.
     """
     with torch.no_grad():
         labelled = labels != IGNORE

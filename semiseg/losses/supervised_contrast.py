@@ -12,7 +12,8 @@ def supervised_contrastive_loss(
     features z: (N, D) of norm one; labels: (N,) int; valid: (N,) bool, rows that count. P_i are the other
     valid rows of row i's label. With ``denominator`` "others", D_ip sums exp(z_i·z_a / τ) over all other
     valid rows (SupCon, Khosla et al., NeurIPS 2020, equation 2); with "negatives", over p and those of other
-    labels (Wang et al., ICCV 2021, equation 3). A row without positives adds zero. Returns a scalar, in
+    labels (Wang et al., ICCV 2021, equation 3). A row without positives adds zero, as in SupCon's code
+    (losses.py 98-100); ContrastiveSeg's divides by zero (lib/loss/loss_contrast.py 123). Returns a scalar, in
     float32 for lower precisions; zero without a valid row.
     """
     precision = torch.promote_types(features.dtype, torch.float32)

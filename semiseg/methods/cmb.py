@@ -184,6 +184,8 @@ class Method(contract.Method):
 
         self.teacher = teacher.frozen_copy(self.student)
         self.teacher_projection = teacher.frozen_copy(self.projection)
+        # The released code ranks candidates by the teacher's copy of the prediction side
+        # (utils/feature_memory.py 43; trainSSL.py 635), and so does attention: prediction.
         ranking = self.memory_attention or self.prediction_attention
         self.teacher_attention = teacher.frozen_copy(ranking) if ranking is not None else None
 
@@ -210,6 +212,8 @@ class Method(contract.Method):
         anchor = pseudo_labelled(unlabelled["image"], unlabelled["mask"], logits)
         class_weights = self.class_weights(labelled.masks, anchor.labels, step)
         weak = self.weak_view(labelled)
+        # The released code takes half a labelled batch of images (trainSSL.py 363), here the protocol's
+        # batch.
         strong = _joined(self.strong_view(anchor, step), self.strong_view(anchor, step))
 
         if config.strong_first:  # batch norm's running statistics end with the second pass
@@ -289,6 +293,7 @@ class Method(contract.Method):
         return pixels._replace(images=images)
 
     def _mixed(self, pixels: Pixels, probability: float) -> Pixels:
+        # The released code also pastes images of background or ignored pixels alone (trainSSL.py 283-291).
         return classmix(
             pixels,
             num_classes=self.num_classes,
@@ -348,7 +353,9 @@ class Method(contract.Method):
         """Put the teacher's projections of good labelled pixels into the memory (section 3.3).
 
         With the teacher in training mode a single good pixel is not remembered: batch norm would map it to
-        its bias, whatever the pixel.
+        its bias, whatever the pixel. (In the released code batch norm raises an error, trainSSL.py 629.) The
+        memory is cut to its size at once, not when the next features of a class come
+        (utils/feature_memory.py 61-66); only a budget of few labelled images exceeds it.
         """
         config = self.config
         features, predicted, confidence = self._teacher(labelled.images)
@@ -393,7 +400,8 @@ class Method(contract.Method):
         predictions = self.prediction(self.projection(_rows(features), counted), counted)
         memory = distributed.dealt(self.memory.features.flatten(0, 1))
         memory_labels = distributed.dealt(self.memory.labels().flatten())
-        # The attention learns to weigh features and must not move them.
+        # The attention learns to weigh features and must not move them. It reads them as they are, as when
+        # they were ranked; the released code normalises them first (contrastive_losses.py 36, 48).
         scores = _scores(self.prediction_attention, predictions.detach(), labels)
         memory_scores = _scores(self.memory_attention, memory, memory_labels)
         loss = class_memory_loss(
@@ -417,8 +425,9 @@ class Method(contract.Method):
         """Count the labels (B, H, W) of step ``step`` and return the classes' weights (C,).
 
         None until the ramp-up is over and every unlabelled image has been seen. The released code sums the
-        counts of the last pass over the images; here the pseudo-labels' are an exponential mean over as many
-        steps, in two buffers of C numbers.
+        counts of exactly one pass over the images (utils/class_balancing.py 60-71, 102-107; trainSSL.py
+        391-394); here labels are a mean over the images seen, and pseudo-labels an exponential mean over
+        about a pass, in two buffers of C numbers.
         """
         if not self.config.class_balance:
             return None

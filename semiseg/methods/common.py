@@ -1,4 +1,4 @@
-"""What several methods share: weak and strong views, CutMix, pseudo-labels, hard examples, ramp-up.
+"""Parts that several methods share: views, CutMix, pseudo-labels, hard examples, ramp-up.
 
 Everything here works on whole batches on the device and never waits for it. Draws come from
 ``distributed.uniform``, so every image has its own, whatever the number of processes.
@@ -49,7 +49,10 @@ def _weak_view(image: Tensor, generator: torch.Generator, *, geometry: Geometry)
 
 @dataclass(frozen=True)
 class Colours:
-    """The colour changes of a strong view; the defaults are UniMatch's (dataset/semi.py 51-61)."""
+    """The colour changes of a strong view; the defaults are UniMatch's (dataset/semi.py 51-61).
+
+    UniMatch blurs with Pillow, which approximates a Gaussian; here it is one, cut at three deviations.
+    """
 
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)  # brightness, contrast, saturation, hue
     jitter_probability: float = 0.8
@@ -112,7 +115,7 @@ class CutMix:
 
 
 def cutmix_boxes(images: Tensor, cutmix: CutMix) -> Tensor:
-    """Draw the places that are pasted for images (B, 3, H, W): (B, H, W) bool."""
+    """Draw the places where images (B, 3, H, W) are pasted over: (B, H, W) bool."""
     (batch, _, height, width), boxes, device = images.shape, cutmix.boxes, images.device
     drawn, shape, *place = uniform(batch, boxes, 4, device=device).unbind(dim=2)
     area = cutmix.area[0] + (cutmix.area[1] - cutmix.area[0]) * drawn
@@ -138,7 +141,7 @@ def _aspects(area: Tensor, low: float, high: float, draw: Tensor) -> Tensor:
 
 
 def _covered(share: Tensor, place: Tensor, length: int) -> Tensor:
-    """Which pixels of one axis lie in an interval of ``share`` of it, at ``place`` in [0, 1) of the rest."""
+    """Return the pixels of an axis that an interval covers: ``share`` long, at ``place`` of the rest."""
     pixels = (share * length).round()
     first = (place * (length - pixels + 1)).floor()
     index = torch.arange(length, device=share.device)
@@ -146,7 +149,7 @@ def _covered(share: Tensor, place: Tensor, length: int) -> Tensor:
 
 
 def cut_and_paste(pixels: Pixels, boxes: Tensor, pasted: Pixels | None = None) -> Pixels:
-    """Paste what ``boxes`` (B, H, W) cover of the next image of the batch (the first follows the last).
+    """Paste the parts of the next image that ``boxes`` (B, H, W) cover; the first follows the last.
 
     Images, labels and weights are pasted alike, from ``pasted`` if it is given, else from ``pixels``.
     """
@@ -200,9 +203,9 @@ def confident_share(confidence: Tensor, inside: Tensor, threshold: float) -> Ten
 
 
 def together(*batches: Tensor) -> Tensor:
-    """Join batches for one pass, so that processes' shares of the result are made of their shares.
+    """Join batches for one pass, so that a process's rows of the result come from its own rows.
 
-    Neighbouring rows stay neighbours: of 4 and 2 rows come two groups of 2 and 1. Dropout then draws the same
+    Neighbouring rows stay neighbours: 4 and 2 rows become two groups of 2 and 1. Dropout then draws the same
     numbers for a row whatever the number of processes.
     """
     groups = math.gcd(*(len(batch) for batch in batches))

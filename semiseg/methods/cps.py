@@ -105,6 +105,8 @@ class Method(contract.Method):
             boxes = cutmix_boxes(images, config.cutmix)
             images, inside, labels = (mix(each, boxes, following(each)) for each in (images, inside, labels))
 
+        # With CutMix the released code passes labelled images last (CutMix train.py 211-243), which then have
+        # the last word in batch norm's running statistics.
         labelled_logits = [network(labelled.images) for network in networks]
         logits = [network(images) for network in networks]
         labels = _classes(logits) if labels is None else labels

@@ -259,7 +259,10 @@ class Method(contract.Method):
     def _negatives(self, one: Seen, two: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the features of this step, from every process, and of the bank: rows, labels, valid.
 
-        Features of padding are negatives, and never overlap, as released (models/model.py 172-178,
+        All positions of the batch are negatives. The released code draws a fixed number from each view on
+        each GPU (models/model.py 171-178): with the GPUs of its configurations (two for 6,400 on VOC, lines 7
+        and 34; four for 16,200 on Cityscapes) that is all of them, with more GPUs it fails, with fewer it is
+        a sample. Features of padding are negatives, and never overlap, as released (models/model.py 172-178,
         dataloaders/voc.py 129, 131).
         """
         features = gathered(torch.cat((one.projected, two.projected)))

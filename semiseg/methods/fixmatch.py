@@ -156,7 +156,11 @@ class Method(contract.Method):
         return {"student": self.student, "teacher": self.teacher}
 
     def _weak_pass(self, labelled: Tensor, images: Tensor, padding: Tensor) -> WeakPass:
-        """Pass labelled images and, where the options need them, weak views through the student at once."""
+        """Pass labelled images and, where the options need them, weak views through the student at once.
+
+        The released code perturbs labelled features too, whose logits it throws away; they count in the
+        decoder's batch norm (unimatch.py 151-153).
+        """
         mode, perturbs = self.config.pseudo_labels, self.config.feature_weight > 0
         evaluated = None
         if mode != "train":

@@ -140,6 +140,9 @@ class Method(contract.Method):
         return loss, {name: log.detach() for name, log in logs.items()}
 
     def after_step(self, step: int) -> None:
+        # The true average until 0.99 exceeds it, as in the paper. Both releases average with 0.99 from a copy
+        # of the student on (TorchSemiSeg network.py 31-33, 45-47; optim_weight_ema.py 12-13), TorchSemiSeg
+        # between the passes of a step and so before the optimiser (network.py 35-41).
         decay = teacher.true_average_decay(step, self.config.teacher_decay)
         teacher.follow(self.teacher, self.student, decay, buffers=not self.config.teacher_training_mode)
 

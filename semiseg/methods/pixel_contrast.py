@@ -111,7 +111,7 @@ class Method(contract.Method):
         return {"student": self.student}
 
     def _contrast(self, features: Tensor, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the contrast of sampled labelled pixels, half of them wrongly predicted, and their number."""
+        """Return the contrast of sampled labelled pixels, half of them hard, and their number."""
         config, num_classes = self.config, self.student.num_classes
         embedded = normalize(self.projection(features).float(), dim=1)
         labels = interpolate(masks[:, None].float(), size_of(features))[:, 0].long()  # the nearest

@@ -60,7 +60,8 @@ class Config(contract.Config):
     # evaluation mode (318).
     teacher_mode: str = "train"
     unreliable_share: float = 0.2  # α_0: of the pixels, falls linearly to zero (train_semi.py 378-379)
-    # probability 0.5, half of the area (u2pl/dataset/augmentation.py 471-485; train_semi.py 327)
+    # Probability 0.5 for each image, half of the area, width log-uniform. Released: for all images of a batch
+    # or none, width uniform between half and whole (u2pl/dataset/augmentation.py 471-485; train_semi.py 327).
     cutmix: CutMix = field(default_factory=lambda: CutMix(area=(0.5, 0.5), aspect=None))
     # contrast
     anchors: int = 50  # M of a class. Released: 256 (configuration)
@@ -154,7 +155,8 @@ class Method(contract.Method):
         weak = pseudo_labelled(images, padding, predict(self.teacher, images, training=False))
         mixed = cut_and_paste(weak, cutmix_boxes(images, config.cutmix))
 
-        # Both networks see all images.
+        # Both networks see all images. Padding has no pseudo-label and counts in no share; in the released
+        # code it does. α_t falls by steps, there by epochs (train_semi.py 378, 397).
         sizes = len(labelled.images), len(images)
         joint = together(labelled.images, mixed.images)
         features = self.student.features(joint)
@@ -194,6 +196,8 @@ class Method(contract.Method):
         return loss, self._logs(supervised, unsupervised, contrast, global_mean(reliable.sum(), known.sum()))
 
     def after_step(self, step: int) -> None:
+        # Before the start the teacher copies the student; in the released code its batch norm sees the
+        # labelled images (train_semi.py 303-304).
         config = self.config
         decay = 0.0
         if step >= self.start:
@@ -221,7 +225,12 @@ class Method(contract.Method):
     # --- contrast -------------------------------------------------------------------------------------
 
     def _contrast(self, of: Positions) -> Tensor:
-        """Pull each class's anchors to their centre, and push them from the class's negatives."""
+        """Pull each class's anchors to their centre, and push them from the class's negatives.
+
+        Anchors are drawn without repetition, and a class with fewer takes all it has; the released code
+        repeats (179-184 of u2pl/utils/loss_helper.py). A class that the batch lacks adds zero; there it
+        shifts the classes after it, whose anchors meet the negatives of another (152-154, 173-192).
+        """
         config, classes = self.config, self.num_classes
         known = of.labels < classes
         own = of.p.gather(1, torch.where(known, of.labels, 0)[:, None])[:, 0]
@@ -251,7 +260,8 @@ class Method(contract.Method):
 
         A labelled pixel is a negative of the likely classes that it does not belong to, an unreliable one of
         its unlikely classes (U2PL, equations 15-17). Unreliable are the pixels of the highest α_t of the
-        entropies, as released, and never padding.
+        entropies, as released, and never padding. The bank lies on the device and holds rows of norm one,
+        because only cosines are taken; the released code's is on the host, with the rows as they are.
         """
         config, classes = self.config, torch.arange(self.num_classes, device=of.labels.device)
         rank = of.p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (n, C), from 0
@@ -268,7 +278,11 @@ class Method(contract.Method):
 
 
 def _representation(inputs: int, dim: int) -> nn.Module:
-    """Return two blocks of 3 x 3 convolution, batch norm, ReLU and dropout, and a 1 x 1 convolution."""
+    """Return two blocks of 3 x 3 convolution, batch norm, ReLU and dropout, and a 1 x 1 convolution.
+
+    They read the decoder's features; the released code's read its input (u2pl/models/decoder.py 94-110) and
+    drop whole channels.
+    """
     return nn.Sequential(
         convolution(inputs, dim, 3),
         Dropout(0.1),

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, pad
 
 
 def feature_noise(features: Tensor, noise: Tensor) -> Tensor:
-    """F-Noise: z ⊙ N + z. noise N: (B or 1, K, D, h, w)."""
+    """Return F-Noise: z ⊙ N + z. noise N: (B or 1, K, D, h, w)."""
     return features[:, None] * (1 + noise).to(features.dtype)
 
 
@@ -66,7 +66,8 @@ def guided_cutout(features: Tensor, objects: Tensor, draws: Tensor, share: float
 
     objects: (B, h, w) int64, see ``connected_regions``; draws: (B, K, h w, 2), uniform in [0, 1): the place
     of an object's box, down and right. Sides are rounded down to whole positions, so an object that is less
-    than 1 / share high or wide loses nothing.
+    than 1 / share high or wide loses nothing. The released code cuts on the full-size prediction, and only
+    objects of more than 50 contour points (models/decoders.py 183).
     """
     batch, height, width = objects.shape
     count = draws.shape[1]
@@ -94,7 +95,8 @@ def connected_regions(labels: Tensor, ignore: int) -> Tensor:
 
     Every round, each position hooks onto the least of its neighbours' ancestors, and so does its parent
     (FastSV; Zhang, Azad, Hu, SIAM PP 2020): regions grow by doubling, and ⌈log₂ h w⌉ rounds join what lies in
-    their reach. A region more winding than that would stay in parts, each an object of its own.
+    their reach. A region more winding than that would stay in parts, each an object of its own. The released
+    code follows contours on the host, one image after the other (models/decoders.py 175-193).
     """
     batch, height, width = labels.shape
     places = height * width
@@ -135,14 +137,16 @@ def _bounding_boxes(objects: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def adversarial(features: Tensor, draws: Tensor, decode: Callable[[Tensor], Tensor], radius: float) -> Tensor:
-    """I-VAT: the r of norm ``radius`` that changes each decoder's prediction most, to be added to z.
+    """Return I-VAT's noise r for z: of norm ``radius``, it changes each decoder's prediction most.
 
     draws: (B, K, D, h, w), uniform in [0, 1), where the search begins; ``decode`` maps (B, K, D, h, w) to
     logits (B, K, C, H, W), decoder by decoder. The norm is taken over each image and decoder.
 
     One power iteration: r = radius · ∇_d KL(p(z) ‖ p(z + ξ d)) / ‖·‖ from a random unit vector d (Miyato et
     al., TPAMI 2018, section 3.3). It is taken in the limit ξ → 0, where the gradient is ξ Jᵀ (diag p − p pᵀ)
-    J d with J the derivative of the logits: differences of ξ = 1e-6 drown in float32's rounding.
+    J d with J the derivative of the logits: the released code's differences of ξ = 1e-6 (configs/config.json
+    37) drown in float32's rounding, and the 1e-8 that it adds to the norm shortens r (models/decoders.py 117,
+    133-142).
     """
     start = features.detach().float()[:, None].expand_as(draws).contiguous()
     direction = _unit(draws - 0.5)

@@ -48,7 +48,8 @@ def hard_and_easy(
     labels: (B, n) int64, pixels outside [0, num_classes) are never chosen; predicted: (B, n) int64. A class
     of an image counts if it has more than ``max_views`` pixels there; all that count, of the whole batch,
     share ``max_samples`` evenly, at most ``max_views`` each. Half of a share are hard (predicted wrongly) and
-    half easy; where one kind lacks pixels the other fills in. Returns each pixel's slot (B, n) int64 in
+    half easy; where one kind lacks pixels the other fills in. If more shares count than there are samples,
+    none is chosen, where ContrastiveSeg's code fails. Returns each pixel's slot (B, n) int64 in
     [0, max_samples), or max_samples if it is not chosen; the slots of one share are neighbours.
     """
     batch, _ = labels.shape

@@ -9,8 +9,9 @@ from semiseg.models.network import Backbone, SegmentationNetwork
 def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
     """Return DeepLabv3+ with the release's corners aligned and initialisation.
 
-    Corners are aligned in the decoder and of the logits (model/deeplabv3.py 46; trainSSL.py 471), and the
-    convolutions of decoder and classifier begin with N(0, 0.01) (model/deeplabv3.py 259-262).
+    Corners are aligned in the decoder and of the logits (model/deeplabv3.py 46; trainSSL.py 471;
+    evaluateSSL.py 99), and the convolutions of decoder and classifier begin with N(0, 0.01)
+    (model/deeplabv3.py 259-262).
     """
     built = deeplabv3plus.network(backbone, channels, num_classes, align_corners=True)
     for module in (*built.decoder.modules(), *built.classifier.modules()):

@@ -14,7 +14,7 @@ def network(backbone: Backbone, channels: int, num_classes: int) -> Segmentation
     """Return DeepLabv3+ with the release's corners aligned, dropout, multi-grid and initialisation.
 
     Dropout of 0.5 stands between the decoder's convolutions, corners are aligned (models/modeling/decoder.py
-    25, 39; models/model.py 97), the last stage has a multi-grid of 1, 2 and 4
+    25, 39; models/model.py 79, 97), the last stage has a multi-grid of 1, 2 and 4
     (models/modeling/backbone/resnet.py 55, 109-114), and the classifier begins with He's initialisation
     (models/model.py 41-43). Raises UserError for a backbone that is no ResNet.
     """
