@@ -1,7 +1,9 @@
 """PASCAL VOC 2012 (Everingham et al.) with the masks of SBD (Hariharan et al., 2011).
 
-Made from the two releases alone: VOC's own masks where there are any, SBD's class masks elsewhere. The
-training list is VOC's and SBD's together, without VOC's validation list, which is scored.
+Made from the two releases alone: VOC's own masks, with their border of 255, where there are any, and SBD's
+class masks (cls/*.mat, GTcls.Segmentation), which have no border, elsewhere. The training list is VOC's and
+SBD's, train and val, without VOC's validation list, which is scored. The ids must be those of the field's
+train_aug.txt and val.txt, as CMB publishes them, by the sha256 of the sorted ids.
 """
 
 import shutil
