@@ -4,8 +4,8 @@ selected.
 The selected rows are put first there, in fixed shapes, and a kernel is launched for all N rows; a program
 whose rows come after the selected ones returns at once. So no other row is scored, and nothing is waited for.
 
-Triton's interpreter tests the arithmetic on the CPU, in float32 and float64; the kernel has been compiled, but
-not run, for compute capabilities 7.5 to 12.0. Triton compiles it at the first step that needs it, in some
+Triton's interpreter tests the arithmetic on the CPU, in float32 and float64; the kernel has been compiled,
+but not run, for compute capabilities 7.5 to 12.0. Triton compiles it at the first step that needs it, in some
 seconds, with a C compiler.
 """
 

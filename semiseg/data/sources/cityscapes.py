@@ -1,8 +1,7 @@
 """Cityscapes (Cordts et al., 2016): 19 classes, 2048x1024.
 
 Its archives need an account: they are found in the archives folder, or fetched through cityscapesScripts,
-which is no dependency of this project. labelIds become the 19 train ids and 255 by the table of its
-helpers/labels.py. The 2,975 and 500 ids must be those of DCC's lists, by their sha256.
+which is no dependency of this project. The 2,975 and 500 ids must be those of DCC's lists, by their sha256.
 """
 
 import importlib
