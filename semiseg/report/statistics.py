@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 BOOTSTRAP_FROM = 10  # figures; of fewer, the bootstrap's interval is too short
@@ -44,6 +44,8 @@ class Summary:
             return None
         if self.count < BOOTSTRAP_FROM:
             return self.mean - self.smallest, self.mean + self.smallest
+        from scipy import stats  # takes most of a second to import, and planning needs none of it
+
         found = stats.bootstrap(
             (np.asarray(self.values),),
             np.mean,
@@ -58,8 +60,8 @@ class Summary:
         """The smallest mean whose t interval excludes zero, t(0.975, n - 1) s / sqrt(n); None for one."""
         if self.std is None:
             return None
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, self.count - 1)
-        return float(quantile) * self.std / math.sqrt(self.count)
+        quantile = float(stdtrit(self.count - 1, (1 + CONFIDENCE) / 2))
+        return quantile * self.std / math.sqrt(self.count)
 
 
 def summarise(values: Iterable[float]) -> Summary | None:
