@@ -6,9 +6,8 @@ Writes data/ingredients/; semiseg/stages.py says what is in it.
 import argparse
 
 from semiseg import stages
-from semiseg.base import parameters, paths
+from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
-from semiseg.base.files import write_text
 from semiseg.data import sources
 
 
@@ -20,13 +19,7 @@ def main() -> None:
     params = parameters.load()
     sources.check_options(params.datasets)
     contract.check_options(params)
-    place = paths.DATA / "ingredients"
-    texts = {place / file: text for file, text in stages.ingredients(params)}
-    for file, text in texts.items():  # each whole: the other engine may start at the same time
-        write_text(file, text)
-    for file in place.rglob("*.json"):
-        if file not in texts:
-            file.unlink(missing_ok=True)
+    stages.write_ingredients(params)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.base import paths
+from semiseg.base.files import write_text
 from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
 from semiseg.data import sources
 from semiseg.report import reference
@@ -119,6 +120,18 @@ def ingredients(params: Params) -> Iterator[tuple[Path, str]]:
         yield Path("evaluate", recipe, f"{split}.json"), stages.evaluate(names)
     for grid in params.grids:
         yield Path("report", f"{grid}.json"), stages.report(Wildcards(grid=grid))
+
+
+def write_ingredients(params: Params) -> None:
+    """Write the files of data/ingredients/ whose text changed; remove those of stages that are gone."""
+    place = paths.DATA / "ingredients"
+    texts = {place / file: text for file, text in ingredients(params)}
+    for file, text in texts.items():
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            write_text(file, text)  # whole: the other engine may start at the same time
+    for file in place.rglob("*.json"):
+        if file not in texts:
+            file.unlink(missing_ok=True)
 
 
 def _run(wildcards: Wildcards) -> paths.Run:
