@@ -13,6 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--recordings", help="folder of recordings for tests/methods/test_recordings.py")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no process waits for another at the end."""
+    items.sort(key=lambda item: "slow" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test begins with the same random numbers, whichever ran before it."""
