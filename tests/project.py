@@ -51,15 +51,27 @@ for output in map(Path, outputs[stage]):
 """
 
 
+# What pipeline/check.py notes, without what it refuses: neither engine need wait for torch.
+CHECK_STUB = """
+from semiseg import stages
+from semiseg.base import parameters
+
+stages.write_ingredients(parameters.load())
+"""
+
+
 def copy(place: Path, *, stubs: bool = False) -> Path:
-    """Copy the project's files to ``place``; with ``stubs``, stages but check only write their outputs."""
+    """Copy the project's files to ``place``; with ``stubs``, its stages only write their outputs."""
     for name in FILES:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, place / name)
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
-    for stage in STUBBED if stubs else ():
-        (place / "pipeline" / f"{stage}.py").write_text(STUB)
+        # Compiled modules are copied too, but not those that another process is writing.
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("dvc.lock", "*.pyc.*"))
+    if stubs:
+        for stage in STUBBED:
+            (place / "pipeline" / f"{stage}.py").write_text(STUB)
+        (place / "pipeline" / "check.py").write_text(CHECK_STUB)
     subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
     return place
 

@@ -109,7 +109,7 @@ def test_a_wrong_params_yaml_is_refused_before_anything_runs(
 
 
 def test_both_engines_refuse_a_wrong_option_in_one_line(tmp_path: Path) -> None:
-    place = project.copy(tmp_path, stubs=True)
+    place = project.copy(tmp_path)
     edit(place / "params.yaml", "cmb: {ramp_up_steps: 30, ", "cmb: {gamma: 1, ramp_up_steps: 30, ")
     for engine in (["snakemake", "demo", "--cores", "2"], ["dvc", "repro", "demo"]):
         done = project.run(place, *engine)

@@ -1,7 +1,6 @@
 """Both engines run again exactly the stages that a change touches, and nothing else."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,38 +55,27 @@ def of_runs(all_commands: list[str]) -> list[str]:
     return [command for command in all_commands if command.startswith((TRAIN, EVALUATE))]
 
 
-def test_nothing_is_run_twice(finished: Path) -> None:
-    assert rerun(finished) == ([], [])
+def train_and_evaluate(again: list[Run]) -> list[str]:
+    """Return the commands that train and evaluate these runs."""
+    return sorted([*commands(TRAIN, again), *commands(EVALUATE, again)])
 
 
-def append(file: str, text: str) -> Callable[[Path], None]:
-    def change(place: Path) -> None:
-        with (place / file).open("a") as opened:
+ADDED = {
+    "semiseg/base/files.py": "\n\ndef added() -> int:\n    return 1\n",
+    "semiseg/training/loop.py": "\n\ndef added() -> int:\n    return 1\n",
+    "semiseg/methods/added.py": "REVISION = 1\n",
+    "semiseg/data/archives.py": "\nADDED = 'https://example.org'\n",
+    "semiseg/report/figures/added.py": "def draw() -> None: ...\n",
+    "semiseg/methods/cmb.py": "\n# A remark.\n",
+    "pipeline/train.py": "\n# A remark.\n",
+}
+
+
+def test_nothing_is_run_twice_nor_for_changes_that_alter_no_result(finished: Path) -> None:
+    for file, text in ADDED.items():
+        with (finished / file).open("a") as opened:
             opened.write(text)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(
-            append("semiseg/base/files.py", "\n\ndef added() -> int:\n    return 1\n"), id="function"
-        ),
-        pytest.param(
-            append("semiseg/training/loop.py", "\n\ndef added() -> int:\n    return 1\n"), id="loop"
-        ),
-        pytest.param(append("semiseg/methods/added.py", "REVISION = 1\n"), id="method"),
-        pytest.param(append("semiseg/data/archives.py", "\nADDED = 'https://example.org'\n"), id="archives"),
-        pytest.param(append("semiseg/report/figures/added.py", "def draw() -> None: ...\n"), id="figure"),
-        pytest.param(append("semiseg/methods/cmb.py", "\n# A remark.\n"), id="remark"),
-        pytest.param(append("pipeline/train.py", "\n# A remark.\n"), id="stage"),
-    ],
-)
-def test_code_that_changes_no_result_marks_no_run_as_stale(
-    finished: Path, change: Callable[[Path], None]
-) -> None:
-    change(finished)
+    edit(finished / "params.yaml", "image_cache_mib: 16\n", "image_cache_mib: 17\n")
     assert rerun(finished) == ([], [])
 
 
@@ -97,23 +85,11 @@ def raise_revision(file: Path) -> None:
     edit(file, f"\nREVISION = {number}", f"\nREVISION = {number + 1}")
 
 
-@pytest.mark.parametrize(
-    ("file", "concerned"),
-    [
-        ("methods/cmb.py", lambda run: run.recipe.startswith("cmb")),
-        ("data/sources/shapes.py", lambda run: run.split == "demo-1_20"),
-        ("training/loop.py", lambda run: True),
-    ],
-    ids=["method", "source", "loop"],
-)
-def test_a_raised_revision_trains_exactly_the_runs_concerned_again(
-    finished: Path, file: str, concerned: Callable[[Run], bool]
-) -> None:
-    raise_revision(finished / "semiseg" / file)
-    again = [run for run in runs(finished) if concerned(run)]
-    expected = sorted([*commands(TRAIN, again), *commands(EVALUATE, again)])
+def test_a_raised_revision_of_a_method_trains_exactly_its_runs_again(finished: Path) -> None:
+    raise_revision(finished / "semiseg/methods/cmb.py")
+    again = [run for run in runs(finished) if run.recipe.startswith("cmb")]
     by_snakemake, by_dvc = rerun(finished)
-    assert of_runs(by_snakemake) == of_runs(by_dvc) == expected
+    assert of_runs(by_snakemake) == of_runs(by_dvc) == train_and_evaluate(again)
 
 
 def test_a_raised_revision_of_the_evaluation_scores_all_again_and_trains_none(finished: Path) -> None:
@@ -122,26 +98,14 @@ def test_a_raised_revision_of_the_evaluation_scores_all_again_and_trains_none(fi
     assert of_runs(by_snakemake) == of_runs(by_dvc) == commands(EVALUATE, runs(finished))
 
 
-def test_an_option_trains_its_variant_again(finished: Path) -> None:
+def test_an_option_trains_its_variant_again_and_a_title_writes_its_report(finished: Path) -> None:
     edit(finished / "params.yaml", "attention: none", "contrast_weight: 0.2\n      attention: none")
+    edit(finished / "params.yaml", "title: Demo", "title: The demo")
     again = [run for run in runs(finished) if run.recipe == "cmb-no_attention"]
     by_snakemake, by_dvc = rerun(finished)
-    assert (
-        of_runs(by_snakemake)
-        == of_runs(by_dvc)
-        == sorted([*commands(TRAIN, again), *commands(EVALUATE, again)])
-    )
-
-
-def test_another_title_writes_the_report_again_and_trains_nothing(finished: Path) -> None:
-    edit(finished / "params.yaml", "title: Demo", "title: The demo")
-    expected = ["python pipeline/report.py demo"]
-    assert rerun(finished) == (expected, expected)
-
-
-def test_more_memory_for_images_runs_nothing(finished: Path) -> None:
-    edit(finished / "params.yaml", "image_cache_mib: 16\n", "image_cache_mib: 17\n")
-    assert rerun(finished) == ([], [])
+    assert of_runs(by_snakemake) == of_runs(by_dvc) == train_and_evaluate(again)
+    assert "python pipeline/report.py demo" in by_snakemake
+    assert "python pipeline/report.py demo" in by_dvc
 
 
 def test_a_new_share_grid_and_variant_train_only_the_new_runs(finished: Path) -> None:
@@ -158,7 +122,7 @@ def test_a_new_share_grid_and_variant_train_only_the_new_runs(finished: Path) ->
     by_dvc = succeed(finished, "dvc", "repro", "pipeline/dvc.yaml:new")
     new = [Run("supervised-added", "demo-1_20", 0)]
     new += [Run(recipe, "demo-1_3", 0) for recipe in ("supervised", "supervised-added")]
-    expected = sorted([*commands(TRAIN, new), *commands(EVALUATE, new)])
+    expected = train_and_evaluate(new)
     assert of_runs(sorted(snakemake_commands(by_snakemake))) == expected
     assert of_runs(sorted(dvc_commands(by_dvc))) == expected
     succeed(finished, "snakemake", "new", "--touch", "--forceall", "--cores", "1")
@@ -169,9 +133,8 @@ def test_prepared_data_that_changed_trains_again_in_both(finished: Path) -> None
     (finished / "data_holds").write_text("other images")
     succeed(finished, "pipeline.download", "camvid")
     again = [run for run in runs(finished) if run.split == "camvid-small-1_8"]
-    expected = sorted([*commands(TRAIN, again), *commands(EVALUATE, again)])
     by_snakemake, by_dvc = rerun(finished)
-    assert of_runs(by_snakemake) == of_runs(by_dvc) == expected
+    assert of_runs(by_snakemake) == of_runs(by_dvc) == train_and_evaluate(again)
 
 
 def test_both_engines_read_the_same_files(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +15,25 @@ from PIL import Image
 
 from semiseg.data import splits
 from semiseg.evaluation import record
-from tests import miniature
+from tests import miniature, processes
 from tests.slow.faults import NAMES, RUN, edit
 
 NOBODY_THERE = "http://127.0.0.1:9"  # in place of the internet
 
 
-def stage(script: str, *arguments: object, file_size: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a stage in the working directory; ``file_size`` bounds the files that it can write, in bytes."""
-
-    def bound() -> None:
-        if file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
+def stage(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Start a stage in the working directory as a person does, without the internet."""
     command = [sys.executable, miniature.PIPELINE / f"{script}.py", *map(str, arguments)]
     offline = {"https_proxy": NOBODY_THERE, "http_proxy": NOBODY_THERE}
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **offline}
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=bound, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def refusal(result: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line of a stage that refused."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
+def refusal(script: str, *arguments: object, file_size: int | None = None) -> str:
+    """Return the one line of a forked stage that refuses; ``file_size`` bounds its files, in bytes."""
+    status, forked = processes.run(script, *arguments, file_size=file_size)
+    assert status == 2, forked.said()
+    return forked.error().removeprefix("error: ")
 
 
 def test_a_run_from_params_to_its_record(mini_project: Path) -> None:
@@ -69,7 +62,7 @@ def test_a_run_from_params_to_its_record(mini_project: Path) -> None:
     model = torch.load(RUN.artefacts / "model.pt", weights_only=True)
     torch.save({**model, "config_sha256": "another"}, RUN.artefacts / "model.pt")
     before = RUN.metrics.read_bytes()
-    assert refusal(stage("evaluate", *NAMES)).startswith(f"{RUN.artefacts}/model.pt: ")
+    assert refusal("evaluate", *NAMES).startswith(f"{RUN.artefacts}/model.pt: ")
     assert RUN.metrics.read_bytes() == before
 
 
@@ -86,7 +79,7 @@ def test_a_run_from_params_to_its_record(mini_project: Path) -> None:
 )
 def test_wrong_params_are_refused_before_any_work(mini_project: Path, change: str, by: str, key: str) -> None:
     edit(change, by)
-    line = refusal(stage("check"))
+    line = refusal("check")
     assert line.startswith("params.yaml: ")
     assert key in line
     assert not Path("data/ingredients").exists()
@@ -94,7 +87,7 @@ def test_wrong_params_are_refused_before_any_work(mini_project: Path, change: st
 
 def test_fewer_labelled_images_than_a_batch_are_refused(mini_project: Path) -> None:
     edit("labelled_batch: 2", "labelled_batch: 3")
-    line = refusal(stage("split", RUN.split, RUN.seed))
+    line = refusal("split", RUN.split, RUN.seed)
     assert line.startswith("params.yaml: datasets: mini: shares: 1/4: ")
     assert "labelled_batch" in line
 
@@ -109,26 +102,29 @@ def test_a_broken_image_and_a_wrong_mask_are_named(mini_project: Path) -> None:
         (Image.new("L", (48, 48), 9), r"\b9\b.*\b3\b"),
     ):
         broken.save(mask)
-        assert re.search(rf"{mask.name}: .*{said}", refusal(stage("train", *NAMES)))
+        assert re.search(rf"{mask.name}: .*{said}", refusal("train", *NAMES))
     mask.write_bytes(whole)
     image = images / f"{labelled[1]}.jpg"
     image.write_bytes(image.read_bytes()[:300])
-    assert f"{image.name}: " in refusal(stage("train", *NAMES))
+    assert f"{image.name}: " in refusal("train", *NAMES)
     assert not (RUN.artefacts / "model.pt").exists()
 
 
 def test_a_disk_without_room_ends_in_one_line_and_nothing_half_written(mini_project: Path) -> None:
-    said = refusal(stage("train", *NAMES, file_size=1 << 20))
+    said = refusal("train", *NAMES, file_size=1 << 20)
     assert said.startswith(f"{RUN.checkpoints}/next.pt: File too large")
     assert list(mini_project.rglob("*.pt*")) == []
-    again = stage("train", *NAMES)
-    assert again.returncode == 0, again.stderr
+    status, forked = processes.run("train", *NAMES)
+    assert status == 0, forked.said()
 
 
 def test_missing_weights_name_the_address_the_file_and_the_folder(mini_project: Path) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["protocols"]["mini"]["network"]["weights"] = "imagenet"
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    line = refusal(stage("train", *NAMES))
+    refused = stage("train", *NAMES)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     for part in ("https://download.pytorch.org/models", "resnet18-f37072fd.pth", "data/archives"):
         assert part in line

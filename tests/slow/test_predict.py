@@ -1,9 +1,6 @@
 """pipeline/predict.py as a person starts it."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +11,22 @@ from semiseg.base import parameters
 from semiseg.data.decoding import decode_image, decode_mask
 from semiseg.evaluation import trained
 from semiseg.models.network import SegmentationNetwork
-from tests import miniature
+from tests import miniature, processes
 
 RUN = str(miniature.run("supervised"))
 VAL = "data/mini/JPEGImages"
 
 
-def start(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Start a script of pipeline/ for the run, in the working directory."""
-    command = [sys.executable, miniature.PIPELINE / f"{script}.py", *RUN.split("/"), *arguments]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+def start(script: str, *arguments: str) -> tuple[int, processes.Stage]:
+    """Run a script of pipeline/ for the run, forked in the working directory."""
+    return processes.run(script, *RUN.split("/"), *arguments)
 
 
-def refusal(result: subprocess.CompletedProcess[str]) -> str:
+def refusal(ended: tuple[int, processes.Stage]) -> str:
     """Return the one line of a start that was refused."""
-    assert result.returncode == 2, result.stderr
-    (line,) = (line for line in result.stderr.splitlines() if "error: " in line)
+    status, stage = ended
+    assert status == 2, stage.said()
+    (line,) = (line for line in stage.said().splitlines() if "error: " in line)
     return line
 
 
@@ -38,15 +34,15 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 def trained_project(mini_project: Path) -> Path:
     """Return the miniature project, in which the run is trained and evaluated."""
     for script in ("train", "evaluate"):
-        done = start(script)
-        assert done.returncode == 0, done.stderr
+        status, stage = start(script)
+        assert status == 0, stage.said()
     return mini_project
 
 
 def test_a_folder_of_images_becomes_masks(trained_project: Path) -> None:
-    done = start("predict", VAL, "--out", "out", "--overlay")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "out: 10 masks\n"
+    status, stage = start("predict", VAL, "--out", "out", "--overlay")
+    assert status == 0, stage.said()
+    assert "out: 10 masks\n" in stage.said()
     own = Path("runs", RUN, "predictions")
     for path in own.iterdir():
         assert path.read_bytes() == Path("out", path.name).read_bytes()
@@ -54,8 +50,9 @@ def test_a_folder_of_images_becomes_masks(trained_project: Path) -> None:
     assert "out/" in refusal(start("predict", VAL, "--out", "out"))
     assert "nobody" in refusal(start("predict", VAL, "--out", "other", "--network", "nobody"))
     written = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
-    again = start("predict", f"{VAL}/*0*", "--out", "out", "--overwrite", "--weights", f"runs/{RUN}/model.pt")
-    assert again.returncode == 0, again.stderr
+    weights = ("--weights", f"runs/{RUN}/model.pt")
+    status, stage = start("predict", f"{VAL}/*0*", "--out", "out", "--overwrite", *weights)
+    assert status == 0, stage.said()
     assert any(path.stat().st_mtime_ns > before for path, before in written.items())
 
 
@@ -82,8 +79,8 @@ def test_bad_input_is_refused_in_one_line(mini_project: Path, arguments: list[st
 def test_onnxruntime_gives_the_exported_network_s_logits(trained_project: Path) -> None:
     import onnxruntime
 
-    done = start("predict", "--export", "onnx", "deep/network.onnx")
-    assert done.returncode == 0, done.stderr
+    status, stage = start("predict", "--export", "onnx", "deep/network.onnx")
+    assert status == 0, stage.said()
     (file,) = Path("deep").iterdir()  # weights and all
     config = parameters.load().run(miniature.run("supervised"))
     network: SegmentationNetwork = trained.network(config, trained.state(config), torch.device("cpu")).eval()
