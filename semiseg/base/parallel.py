@@ -1,4 +1,4 @@
-"""One function over many items on all cores, in processes that begin afresh."""
+"""Map one function over many items on all cores, in newly spawned processes."""
 
 import multiprocessing
 import os
@@ -35,7 +35,7 @@ def mapped(
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

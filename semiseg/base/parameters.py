@@ -1,4 +1,4 @@
-"""Read params.yaml into frozen dataclasses and refuse, by its key, whatever they do not know.
+"""Read params.yaml into frozen dataclasses, and refuse unknown keys and bad values by name.
 
 params.yaml has six keys: default, grids, recipes, protocols and datasets, as docs/design.md explains them. A
 run is a recipe under a protocol, with a share of labelled images and a seed. ``Params.run`` gathers all that
@@ -25,7 +25,7 @@ from semiseg.base.names import check_names
 from semiseg.base.tree import fraction, from_tree, read
 
 LIBRARY = Path(__file__).parents[1]
-MOST = 2**16  # pixels, images, channels or processes: more is a slip of the pen, and would end without memory
+MOST = 2**16  # pixels, images, channels or processes: more is a typing error, and would exhaust memory
 SEEDS = 2**32
 SHARED = ("contract", "common")  # files of semiseg/methods/ that are not methods
 DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
@@ -299,7 +299,7 @@ class Grid:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of its splits, by protocol and share."""
+        """The names of the grid's splits, by protocol and share."""
         return tuple(
             split_name(protocol, share)
             for protocol, shares in self.shares_by_protocol.items()
@@ -342,8 +342,8 @@ class RunConfig:
 
     run: paths.Run
     protocol_name: str
-    protocol: Protocol  # its methods' options are in ``options``
-    dataset: Dataset  # its shares apart
+    protocol: Protocol  # without its methods' options, which are in ``options``
+    dataset: Dataset  # without its shares
     share_name: str
     share: Share
     method: str

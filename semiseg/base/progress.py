@@ -1,4 +1,4 @@
-"""Progress bars: alive on a terminal, a line now and then in a log file."""
+"""Progress bars on a terminal, and a line now and then in a log file."""
 
 import sys
 from typing import Never, TextIO
@@ -10,7 +10,7 @@ DELAY = 1.0  # seconds; shorter work shows nothing
 
 
 class _Lines:
-    """Turns what tqdm would draw over into lines of their own."""
+    """Write each state of a bar, which tqdm would draw over, on a line of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -27,7 +27,7 @@ class _Lines:
 def bar(
     description: str, total: float | None, unit: str, done: int = 0, scale: bool = False
 ) -> "tqdm[Never]":
-    """A bar on stderr of ``total`` units, ``done`` of them already; shorter work than DELAY shows none.
+    """Return a bar on stderr of ``total`` units, ``done`` already; work shorter than DELAY shows none.
 
     ``scale``: write the numbers with k, M and G.
     """

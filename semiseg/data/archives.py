@@ -28,8 +28,8 @@ from semiseg.base.progress import bar
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without an answer
-ATTEMPTS = 5  # at one address, as long as each brings something
-# The machine's own troubles: no other address would mend them.
+ATTEMPTS = 5  # at one address, as long as each brings more bytes
+# Errors of this machine, which no other address would mend.
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -95,7 +95,7 @@ def fetch(
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Digest of a file, in hex."""
+    """Return the digest of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -114,7 +114,7 @@ def check_digest(path: Path, sha256: str) -> None:
 
 
 def check_room(folder: Path, *archives: Path) -> None:
-    """Raise UserError unless the disk of ``folder`` has room for what the archives hold.
+    """Raise UserError unless the disk of ``folder`` has room for the archives' contents.
 
     Their own sizes are the measure: images and masks are compressed already.
     """
@@ -133,7 +133,7 @@ def _gigabytes(size: int) -> str:
 def unpack(
     archive: Path, folder: Path, below: str, wanted: Callable[[str], bool] = lambda member: True
 ) -> None:
-    """Unpack a tar or zip into ``folder``: what lies below its folder ``below``, at whatever depth that is.
+    """Unpack what a tar or zip holds below its folder ``below``, at any depth, into ``folder``.
 
     Only members whose path below it is ``wanted`` are unpacked. Raises UserError for a file that is cut off
     or is neither a tar nor a zip, if there is nothing to unpack, and for a member that would leave
@@ -202,7 +202,7 @@ def _unpacking(archive: Path, size: int) -> "tqdm[Never]":
 
 
 def _below(member: str, below: str) -> str | None:
-    """The path of ``member`` below the folder ``below``; None for that folder and all that lies elsewhere."""
+    """Return the path of ``member`` below the folder ``below``; None for the folder and other members."""
     parts = PurePosixPath(member).parts
     if below not in parts:
         return None
@@ -225,7 +225,7 @@ def _fetch_from(address: str, partial: Path, download: Download) -> None:
             return
         except UserError:
             partial.unlink()
-            if start == 0 or attempt == ATTEMPTS:  # else the beginning, from elsewhere, may be what is wrong
+            if start == 0 or attempt == ATTEMPTS:  # else the beginning, from another address, may be wrong
                 raise
 
 
@@ -247,7 +247,7 @@ def _transfer(address: str, partial: Path, start: int, download: Download) -> No
                 os.fsync(file.fileno())
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:
-            return  # there is nothing behind the beginning: the check says whether it is all
+            return  # nothing follows: the check tells whether the file is whole
         raise UserError(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise UserError(str(error.reason)) from None

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device; every image has its own draw.
+"""Augment whole batches on the device, each image by its own draw.
 
 Images are (B, 3, H, W) float in [0, 1]; labels (B, H, W) int64 with IGNORE; weights (B, H, W) float. All
 randomness comes from torch's default generators (the order of the colour changes from the CPU's), and no
@@ -20,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Pixels(NamedTuple):
-    """Images with what is known of each of their pixels; geometry moves the three together."""
+    """Images with the label and weight of each pixel; geometry moves all three together."""
 
     images: Tensor  # (B, 3, H, W) float in [0, 1]
     labels: Tensor  # (B, H, W) int64, class ids and IGNORE
@@ -134,7 +134,7 @@ def random_scale_crop(pixels: Pixels, *, probability: float, scale: tuple[float,
 
 
 def _source_positions(length: int, factor: Tensor) -> Tensor:
-    """Where each output pixel of one axis comes from: (B, length) in grid_sample's [-1, 1]."""
+    """Return the source of each output pixel along one axis: (B, length) in grid_sample's [-1, 1]."""
     room = (factor.view(-1, 1) - 1) * length  # pixels by which the scaled axis is longer; negative: padding
     draw = _random(factor, 1)
     start = torch.where(room > 0, torch.floor(draw * (room + 1)).minimum(room), room / 2)
@@ -180,12 +180,12 @@ def _random(images: Tensor, *shape: int) -> Tensor:
 
 
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:
-    """One number in [low, high) an image: (B, 1, 1, 1) float32."""
+    """Draw a number in [low, high) for each image: (B, 1, 1, 1) float32."""
     return low + (high - low) * _random(images, 1, 1, 1)
 
 
 def _drawn(images: Tensor, probability: float) -> Tensor:
-    """True for an image with ``probability``: (B, 1, 1, 1) bool."""
+    """Draw True for each image with ``probability``: (B, 1, 1, 1) bool."""
     return _random(images, 1, 1, 1) < probability
 
 

@@ -1,4 +1,4 @@
-"""Decoded images in memory that the processes which read them share."""
+"""A cache of decoded images in memory that reading processes share."""
 
 import math
 import mmap
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from semiseg.base.errors import UserError
 
-# Memory without a name: a forked process inherits it, and it goes with the last one, however that ends.
+# Anonymous memory: forked processes inherit it, and it is freed when the last one ends, however it ends.
 FORK = get_context("fork")
 MIB = 2**20  # bytes
 DIMENSIONS = 3  # of an image; a mask leaves the last at -1
-NOTHING, BEING_WRITTEN = -1, -2  # in place of where a key's bytes begin
+NOTHING, BEING_WRITTEN = -1, -2  # instead of the offset of a key's bytes
 PATIENCE = 1.0  # seconds
 
 
 class SharedCache:
     """uint8 tensors of up to three dimensions by ``keys``, together at most ``mebibytes`` MiB.
 
-    What came first stays: an epoch asks for every image before it asks for one again, so a cache that threw
-    the oldest out would throw out what is asked for next. Memory that nothing was put into is not taken.
-    Raises UserError where the machine refuses so much.
+    Nothing is evicted: an epoch reads every image before it reads one again, so evicting the oldest would
+    remove the image that is needed next. Memory is taken only as it fills. Raises UserError if the machine
+    refuses so much.
     """
 
     def __init__(self, keys: Iterable[str], mebibytes: int) -> None:
@@ -35,14 +35,14 @@ class SharedCache:
                 f"params.yaml: protocols: image_cache_mib: {mebibytes} MiB are not to be had here "
                 f"({error.strerror}); lower it"
             ) from None
-        # Of each key: where its bytes begin, and its sizes.
+        # A row for each key: the offset of its bytes, then its sizes.
         self._table = _shared(len(self._rows) * (1 + DIMENSIONS) * 8).view(torch.int64)
         self._table = self._table.view(len(self._rows), 1 + DIMENSIONS).fill_(NOTHING)
         self._used = _shared(8).view(torch.int64)
         self._lock = FORK.Lock()
 
     def get(self, key: str, read: Callable[[], Tensor]) -> Tensor:
-        """What is kept of ``key``, else what ``read`` returns, which is kept where there is room for it.
+        """Return the tensor kept for ``key``; else the one that ``read`` returns, kept if there is room.
 
         A kept tensor is shared: it must not be written to.
         """
@@ -56,13 +56,13 @@ class SharedCache:
         if place is not None:
             self._bytes[place : place + value.numel()] = value.flatten()
             row[1 : 1 + value.ndim] = torch.tensor(value.shape)
-            row[0] = place  # last: whoever sees it finds the rest
+            row[0] = place  # last, so that a process which sees it finds the rest
         return value
 
     def _reserve(self, row: Tensor, size: int) -> int | None:
-        """Where the ``size`` bytes of ``row`` go; None without room, or where another process writes them.
+        """Reserve ``size`` bytes for ``row`` and return their offset; None if full or if another writes them.
 
-        Nothing is copied under the lock, and nobody waits long for it: a process may be killed at any moment.
+        Nothing is copied under the lock, which is held briefly: a process may be killed at any moment.
         """
         if not self._lock.acquire(timeout=PATIENCE):
             return None
@@ -78,5 +78,5 @@ class SharedCache:
 
 
 def _shared(size: int) -> Tensor:
-    """``size`` bytes of zeros that forked processes share."""
+    """Return ``size`` bytes of zeros that forked processes share."""
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What the files of a dataset hold: checked, counted, and known by a digest of their pixels."""
+"""The contents of a dataset's files: checked, counted, and identified by a digest of their pixels."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from semiseg.data.decoding import Raster, decode_image, decode_mask
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, to be read; without a mask only the image."""
+    """The paths of an image and its mask, if it has one."""
 
     image: Path
     mask: Path | None
@@ -22,7 +22,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Content:
-    """What a pair holds; each file that cannot be used is in ``problems`` instead, a line each."""
+    """The contents of a pair; ``problems`` has a line for each file that cannot be used."""
 
     image: str | None  # sha256 of the decoded image
     mask: str | None  # sha256 of the decoded mask
@@ -31,7 +31,7 @@ class Content:
 
 
 def content(pair: Pair) -> Content:
-    """Decode and check both files of a pair, each whatever is wrong with the other."""
+    """Decode and check both files of a pair, each even if the other is broken."""
     problems, size, image_sha256, mask_sha256 = [], None, None, None
     histogram = np.zeros(256, dtype=np.int64)
     try:
@@ -49,7 +49,7 @@ def content(pair: Pair) -> Content:
 
 
 def pixels_sha256(pixels: Raster) -> str:
-    """sha256 (hex) of decoded pixels and their shape."""
+    """Return the sha256 (hex) of decoded pixels and their shape."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

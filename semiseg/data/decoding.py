@@ -1,7 +1,7 @@
-"""Image and mask files -> arrays, with every file checked before it is used.
+"""Decode image and mask files to arrays, and check every file before it is used.
 
-A message names the file and what is wrong with it. Whoever calls adds what to do, since that depends on whose
-file it is: a user's own, or one that the suite has prepared.
+An error names the file and what is wrong with it. The caller adds what to do, which depends on whose file it
+is: a user's own, or one that the suite has prepared.
 """
 
 import struct
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from semiseg.base.errors import UserError
 from semiseg.base.labels import IGNORE
 
-# What Pillow raises for a file that it cannot decode.
+# Pillow's errors for a file that it cannot decode.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with a second picture, from some phones
 # Pillow stretches greyscale PNG of fewer than 8 bits to 0-255; these factors lead back to the stored values.
@@ -87,7 +87,7 @@ def decode_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> R
 
 
 def _png_bits(path: Path) -> int | None:
-    """Bits a channel from the header of a PNG file; None for any other file."""
+    """Return the bits per channel from a PNG file's header; None for any other file."""
     with path.open("rb") as file:
         header = file.read(25)
     return header[24] if header.startswith(b"\x89PNG") and len(header) == 25 else None

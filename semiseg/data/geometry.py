@@ -1,4 +1,4 @@
-"""Paired geometry: an image and its mask are scaled, cropped and flipped as one."""
+"""Scale, crop and flip an image and its mask together."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ Window = tuple[slice, slice]  # rows and columns
 
 
 def resize_image(image: Tensor, long_side: int) -> Tensor:
-    """Scale (3, H, W) uint8 until its long side has so many pixels: bilinear, antialiased."""
+    """Scale (3, H, W) uint8 to this long side in pixels: bilinear, antialiased."""
     return resize(image, _scaled(image.shape[-2:], long_side), InterpolationMode.BILINEAR, antialias=True)
 
 
 def resize_mask(mask: Tensor, long_side: int, window: Window = (slice(None), slice(None))) -> Tensor:
-    """Scale (H, W) uint8 likewise and cut ``window`` out; no other pixel is looked up.
+    """Scale (H, W) uint8 likewise, but compute only the pixels in ``window``.
 
-    A pixel takes the one that its centre lies in, as with torchvision's NEAREST_EXACT (NEAREST takes corners,
+    A pixel takes the value under its centre, as torchvision's NEAREST_EXACT does (NEAREST takes corners,
     and would shift the mask against the image).
     """
     sizes = zip(mask.shape, _scaled(mask.shape, long_side), window, strict=True)
@@ -33,7 +33,7 @@ def resize_mask(mask: Tensor, long_side: int, window: Window = (slice(None), sli
 
 
 def _nearest(length: int, target: int) -> NDArray[np.int64]:
-    """Where each of ``target`` pixels has its centre among ``length``: in float32, as torch computes it."""
+    """Return the pixel of ``length`` under the centre of each of ``target``, in float32 as in torch."""
     centres = np.arange(target, dtype=np.float32) + np.float32(0.5)
     return (centres * np.float32(length / target)).astype(np.int64)
 
@@ -46,7 +46,7 @@ def _scaled(size: Sequence[int], long_side: int) -> list[int]:
 def pad_image(image: Tensor, height: int, width: int) -> Tensor:
     """Pad (C, H, W) at the right and at the bottom to at least (height, width).
 
-    With ImageNet's mean colour where it is uint8 RGB, else with zero.
+    The padding is ImageNet's mean colour for uint8 RGB, else zero.
     """
     rows, columns = image.shape[-2:]
     if rows >= height and columns >= width:
@@ -70,7 +70,7 @@ def pad_mask(mask: Tensor, height: int, width: int) -> Tensor:
 def random_scale_crop_flip(
     image: Tensor, mask: Tensor | None, geometry: Geometry, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The weak view: long side = base_size x U(scale), a random square crop, a flip half of the time.
+    """Return the weak view: long side base_size x U(scale), a random square crop, a flip half of the time.
 
     Returns the crop (3, crop, crop) uint8 and its mask (crop, crop) uint8, 255 on padding; for an unlabelled
     image (mask None) the mask is 0 everywhere else.

@@ -1,4 +1,4 @@
-"""Lists of labelled images that authors published, fetched as they are and read without trust.
+"""Fetch the lists of labelled images that authors published, and read them without trust.
 
 A file is fetched at a commit into data/archives/<family>/, where a user may have put it already, and is used
 only if it has the digest in families.py. Seed k takes list k of its family.
@@ -18,7 +18,7 @@ from semiseg.data.archives import Download
 from semiseg.data.families import FAMILIES, File
 from semiseg.data.splits import Split, read_ids, read_lines
 
-# What numpy needs to put arrays of numbers together again, and nothing else.
+# The names that numpy needs to rebuild arrays of numbers, and nothing else.
 ARRAY = {
     (f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")
 } | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -63,7 +63,7 @@ def _obtain(family: str, file: File) -> Path:
 
 
 def listed(path: Path) -> tuple[str, ...]:
-    """Read the ids of a published list: a line an image, which is an id, a path, or a pair of paths.
+    """Read the ids of a published list, whose lines are ids, paths, or pairs of paths.
 
     The id is the first path's file name without suffix, for Cityscapes without ``_leftImg8bit``.
     """

@@ -17,7 +17,7 @@ def save_mask(mask: NDArray[np.uint8], path: Path) -> None:
 
 @cache
 def voc_palette() -> tuple[int, ...]:
-    """PASCAL VOC's 256 colours, RGB one after the other: the bits of an id spread over the channels."""
+    """Return PASCAL VOC's 256 colours, RGB in turn: the bits of an id spread over the channels."""
     colours = []
     for label in range(256):
         for channel in range(3):

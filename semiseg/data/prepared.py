@@ -1,10 +1,10 @@
 """A prepared dataset on disk: images, masks, lists of ids, a list of its files, and a manifest.
 
 The manifest is written last: a folder that has one is whole. ``files.txt`` names every other file with a
-digest of what it holds, for an image or a mask of its decoded pixels: that is what training sees, while a PNG
-encoder of another version writes other bytes for the same mask. What ``files.txt`` does not name was not
-written by this suite, and is neither replaced nor removed. ``origin.json`` says how a user's folder was when
-it was copied; a change there that leaves every image and mask as it was changes no digest.
+digest of its content: of an image's or a mask's decoded pixels, because training sees those, and another
+version of a PNG encoder writes other bytes for the same mask. A file that ``files.txt`` does not name was not
+written by this suite, and is neither replaced nor removed. ``origin.json`` describes a user's folder when it
+was copied; a change there that leaves every image and mask as it was changes no digest.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from semiseg.data.splits import ids_sha256, read_ids
 
 MANIFEST = "manifest.json"
 FILES = "files.txt"
-ORIGIN = "origin.json"  # of a user's own folder alone
+ORIGIN = "origin.json"  # only for a user's own folder
 VOID = "(ignored)"  # pixels of 255, in the manifest
 KEYS = {"counts", "digest", "layout", "masks", "occurs", "pixels", "source", "config"}  # that are read again
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a dataset lie in its folder."""
+    """The places of a dataset's files in its folder."""
 
     images: str = "images"
     masks: str = "masks"
@@ -46,15 +46,15 @@ class Layout:
     other_suffixes: Mapping[str, str] = field(default_factory=dict)  # by id, of images with another one
 
     def image(self, identifier: str) -> str:
-        """Path of an image in the dataset's folder."""
+        """Return the path of an image in the dataset's folder."""
         return f"{self.images}/{identifier}{self.other_suffixes.get(identifier, self.image_suffix)}"
 
     def mask(self, identifier: str) -> str:
-        """Path of a mask in the dataset's folder."""
+        """Return the path of a mask in the dataset's folder."""
         return f"{self.masks}/{identifier}.png"
 
     def list(self, listed: str) -> str:
-        """Path of the list train, val or test in the dataset's folder."""
+        """Return the path of the list train, val or test in the dataset's folder."""
         return (Path(self.lists) / f"{listed}.txt").as_posix()
 
 
@@ -72,7 +72,7 @@ class PreparedDataset:
     digest: str  # sha256 of files.txt, and so of ids, images and masks
 
     def ids(self, listed: str) -> tuple[str, ...]:
-        """The ids of the list train, val or test. Raises UserError if there is no such list."""
+        """Return the ids of the list train, val or test. Raises UserError if there is no such list."""
         path = self.folder / self.layout.list(listed)
         try:
             return read_ids(path)
@@ -80,7 +80,7 @@ class PreparedDataset:
             raise UserError(f"{path}: this dataset has no such list of images") from None
 
     def by_mask(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Training ids with a mask, and those without."""
+        """Return the training ids with a mask, and those without."""
         ids, files = self.ids("train"), read_files(self.folder)
         masked = {each for each in ids if self.layout.mask(each) in files}
         return tuple(each for each in ids if each in masked), tuple(
@@ -88,16 +88,16 @@ class PreparedDataset:
         )
 
     def image_path(self, identifier: str) -> Path:
-        """File of an image."""
+        """Return the file of an image."""
         return self.folder / self.layout.image(identifier)
 
     def mask_path(self, identifier: str) -> Path:
-        """File of a mask; training images may have none."""
+        """Return the file of a mask; training images may have none."""
         return self.folder / self.layout.mask(identifier)
 
 
 def open_dataset(name: str, config: Dataset) -> PreparedDataset:
-    """Open the prepared dataset ``name``. Raises UserError with the command that prepares it if need be."""
+    """Open the prepared dataset ``name``. Raises UserError with the command that prepares it if it is not."""
     folder = paths.dataset(name)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -108,12 +108,12 @@ def open_dataset(name: str, config: Dataset) -> PreparedDataset:
 
 
 def remedy(name: str) -> str:
-    """What to do if a dataset is not prepared, or no longer as it was prepared."""
+    """Say what to do if a dataset is not prepared, or no longer as it was prepared."""
     return f"prepare '{name}' with: python pipeline/download.py {name}"
 
 
 def is_prepared(name: str, config: Dataset) -> bool:
-    """Whether the dataset is there, whole and made from these settings."""
+    """Return whether the dataset is there, whole and made from these settings."""
     manifest = read_manifest(paths.dataset(name))
     return manifest is not None and manifest["config"] == _prepared_from(config)
 
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """Read which files were prepared in ``folder``: by their path in it, each with its digest (hex).
+    """Read the digests (hex) of the files prepared in ``folder``, by their path in it.
 
     Raises UserError for a list that is broken, or that names a file outside ``folder``.
     """
@@ -157,7 +157,7 @@ def read_files(folder: Path) -> dict[str, str]:
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """Read what a user's own folder was like when it was copied: its fingerprint, and files of no list.
+    """Read the state of a user's own folder when it was copied: its fingerprint, and unlisted files.
 
     Empty for other sources, and if the file is broken.
     """
@@ -169,7 +169,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
 
 
 def check_scored(dataset: PreparedDataset, listed: str) -> None:
-    """Raise UserError unless the list ``listed`` is there and a pixel of it can be scored."""
+    """Raise UserError unless the list ``listed`` exists and has a pixel to score."""
     manifest = read_manifest(dataset.folder) or {}
     if listed not in manifest["pixels"]:
         raise UserError(
@@ -195,13 +195,13 @@ def check_labelled(dataset: PreparedDataset, ids: Iterable[str]) -> None:
 
 
 def _origin(dataset: PreparedDataset) -> str:
-    """The folder whose files a user can correct."""
+    """Return the folder whose files a user can correct."""
     manifest = read_manifest(dataset.folder) or {}
     return str(manifest["source"].get("path", dataset.folder))
 
 
 def check_published(listed: str, ids: Collection[str], count: int, sha256: str) -> None:
-    """Raise UserError unless the list ``listed`` holds the ids that were published.
+    """Raise UserError unless the list ``listed`` holds the published ids.
 
     ``sha256`` is that of the sorted ids, one a line (``LC_ALL=C sort | sha256sum``).
     """
@@ -268,7 +268,7 @@ def write_manifest(
 def _of_original(
     problem: str, folder: Path, identifier: str, layout: Layout, originals: Mapping[str, Path]
 ) -> str:
-    """The message about a copy, about the user's own file instead."""
+    """Return a message about a copy as one about the user's own file."""
     for name in (layout.image(identifier), layout.mask(identifier)):
         problem = problem.replace(str(folder / name), str(originals.get(name, folder / name)))
     return problem
@@ -303,7 +303,7 @@ def _check_masks(place: str, config: Dataset, pixels: Mapping[str, Mapping[str, 
 
 
 def _prepared_from(config: Dataset) -> dict[str, Any]:
-    """The settings that preparing depends on, as JSON gives them back."""
+    """Return the settings that preparing depends on, in JSON's types."""
     settings = {"source": config.source, "classes": config.classes, "options": dict(config.options)}
     tree: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return tree

@@ -1,4 +1,4 @@
-"""Prepared files as tensors."""
+"""Read prepared files as tensors."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
 
 
 def _with_remedy(error: UserError, path: Path) -> UserError:
-    """Preparing a dataset again mends whichever of its files has changed."""
+    """Add the remedy to errors: preparing a dataset again mends any changed file."""
     if not path.is_relative_to(paths.DATA):
         return error
     return UserError(f"{error}; {remedy(path.relative_to(paths.DATA).parts[0])}")

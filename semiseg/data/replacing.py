@@ -44,12 +44,12 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 def discard_partial(target: Path) -> None:
-    """Remove what a preparation that failed or was killed has left in ``target``."""
+    """Remove the leftovers of a failed or killed preparation from ``target``."""
     shutil.rmtree(target / PARTIAL, ignore_errors=True)
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError if ``folder`` is there but is no folder, such as a link whose disk is gone."""
+    """Raise UserError if ``folder`` exists but is no folder, such as a link whose disk is gone."""
     if folder.is_symlink() and not folder.exists():
         raise UserError(
             f"{folder}: a symbolic link to {folder.readlink()}, which is not there; mend the link"
@@ -74,7 +74,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def foreign(folder: Path) -> list[str]:
-    """Files and links below ``folder``, by their path in it, that are not among those prepared there."""
+    """Return the files and links below ``folder`` that were not prepared there, by their path in it."""
     own = {FILES, MANIFEST, ORIGIN, *read_files(folder)} if (folder / FILES).is_file() else set()
     found = []
     for place, folders, files in os.walk(folder):

@@ -23,12 +23,12 @@ class Split:
 
     @property
     def labelled_set_sha256(self) -> str:
-        """Digest of the labelled ids whatever their order: equal for lists of the same images."""
+        """Digest of the labelled ids in any order: equal for lists of the same images."""
         return ids_sha256(sorted(self.labelled))
 
 
 def ids_sha256(ids: Iterable[str]) -> str:
-    """sha256 (hex) of ids, one a line, in their order: ``grep -v '^# ' labelled.txt | sha256sum``."""
+    """Return the sha256 (hex) of ids in order, one a line: ``grep -v '^# ' labelled.txt | sha256sum``."""
     return hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
 
 

@@ -38,9 +38,9 @@ class ReaderDiedError(UserError):
 
 
 class Images:
-    """The training images of a dataset and their masks, decoded.
+    """Decode the training images of a dataset and their masks.
 
-    ``cache_mib`` MiB of them are kept, for this process and those that are forked from it.
+    Up to ``cache_mib`` MiB are kept, for this process and those forked from it.
     """
 
     def __init__(self, dataset: PreparedDataset, cache_mib: int = 0) -> None:
@@ -51,13 +51,13 @@ class Images:
             self._cache = SharedCache([*map(_image_key, ids), *map(_mask_key, ids)], cache_mib)
 
     def image(self, identifier: str) -> Tensor:
-        """(3, H, W) uint8, channels last in memory; its mask is not read. Must not be written to."""
+        """Return an image (3, H, W) uint8, channels last, without reading its mask. Do not write to it."""
         path = self._dataset.image_path(identifier)
         pixels = self._kept(_image_key(identifier), lambda: read_image(path).permute(1, 2, 0))
         return pixels.permute(2, 0, 1)
 
     def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
-        """(3, H, W) uint8 and (H, W) uint8. Must not be written to."""
+        """Return an image (3, H, W) uint8 and its mask (H, W) uint8. Do not write to them."""
         image, path = self.image(identifier), self._dataset.mask_path(identifier)
         classes = len(self._dataset.classes)
         return image, self._kept(_mask_key(identifier), lambda: read_mask(path, image, classes))
@@ -75,7 +75,7 @@ def _mask_key(identifier: str) -> str:
 
 
 class Stream(Dataset[Item]):
-    """Item p, for any p from 0 on: ``read`` of the p-th id, with a generator of its own."""
+    """A dataset without an end: item p is ``read`` of the p-th id, with a generator of its own."""
 
     def __init__(
         self,
@@ -130,9 +130,9 @@ def labelled_batches(
     last_step: int,
     workers: int,
 ) -> Iterator[Sample]:
-    """Batches of steps [first_step, last_step): images (B, 3, c, c) and masks (B, c, c), both uint8.
+    """Yield the batches of steps [first_step, last_step): images (B, 3, c, c), masks (B, c, c), both uint8.
 
-    Each of several processes has its own block of every batch of ``batch_size``, which is a multiple of them.
+    Each process gets its own block of every batch; ``batch_size`` is a multiple of their number.
     """
     stream = Stream(ids, seed, LABELLED, _Labelled(images, geometry))
     return _batches(stream, batch_size, first_step, last_step, workers)
@@ -148,7 +148,7 @@ def unlabelled_batches(
     last_step: int,
     workers: int,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of steps [first_step, last_step): what ``view`` returns, stacked; blocks as above."""
+    """Yield the batches of steps [first_step, last_step): stacked outputs of ``view``, in blocks as above."""
     stream = Stream(ids, seed, UNLABELLED, _Unlabelled(images, view))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
@@ -175,7 +175,7 @@ def _batches(
 def evaluation_images(
     dataset: PreparedDataset, ids: Sequence[str], workers: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(id, image (3, H, W) uint8, mask (H, W) uint8) of each id, in order."""
+    """Yield (id, image (3, H, W) uint8, mask (H, W) uint8) for each id, in order."""
     loader = DataLoader(
         _Evaluation(dataset, ids),
         batch_size=None,
@@ -201,22 +201,22 @@ class _Evaluation(Dataset[tuple[str, Tensor, Tensor]]):
 
 
 def _serve(worker: int) -> None:
-    """Ctrl-C is for the run that a reader serves; and a killed run's locks would live on in its readers."""
+    """Ignore ctrl-C, which the run handles, and end with the run, whose locks a reader would keep alive."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgid(0, 0)  # torchrun sends SIGTERM to a process's group, which has a step to finish
+    os.setpgid(0, 0)  # torchrun sends SIGTERM to the group, but the run still has a step to finish
     end_with_parent(signal.SIGKILL)
 
 
 def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
-    """A worker wraps its traceback around an error's message: give the message alone.
+    """Yield the items of ``loader``; raise a worker's error without the traceback around its message.
 
-    Raises ReaderDiedError between two items, never in the midst of what is done with one.
+    Raises ReaderDiedError between two items, never while one is in use.
     """
     try:
         items = iter(loader)
         if loader.num_workers:
-            # torch would raise out of this signal's handler, wherever the run is just then: asking for the
-            # next item finds a dead worker as well.
+            # torch would raise from this signal's handler, wherever the run is at that moment; asking for
+            # the next item finds a dead worker as well.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from items
     except UserError as error:
@@ -224,7 +224,7 @@ def _with_plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
         raise UserError(message.removesuffix(r"\n")) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # The latter two where a batch is still to be fetched from the worker that has read it.
+        # The latter two if a batch has yet to be fetched from the worker that read it.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ReaderDiedError(

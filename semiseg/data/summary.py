@@ -1,4 +1,4 @@
-"""Tables of a prepared dataset, for a person to see at a glance whether it is what was meant."""
+"""Tables that show at a glance whether a prepared dataset is as intended."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from semiseg.data.prepared import VOID, PreparedDataset, read_manifest, read_ori
 
 
 def summary(dataset: PreparedDataset) -> str:
-    """Tables of a prepared dataset: images and masks of each list, pixels and images of each class.
+    """Return tables of a prepared dataset: images and masks of each list, pixels and images of each class.
 
     The first line is its folder with the counts; warnings follow the tables.
     """
@@ -29,7 +29,7 @@ def summary(dataset: PreparedDataset) -> str:
 
 
 def warnings(dataset: PreparedDataset) -> list[str]:
-    """A line for each class that a list lacks, and one for files of the source that no list names."""
+    """Return a line for each class that a list lacks, and one for the source's unlisted files."""
     manifest = read_manifest(dataset.folder) or {}
     lines = []
     for listed, counts in manifest["pixels"].items():
@@ -44,7 +44,7 @@ def warnings(dataset: PreparedDataset) -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as columns of one width each, the first to the left."""
+    """Align rows in columns, the first one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""A prepared dataset, read again from its files."""
+"""Read a prepared dataset again and compare it with its digests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def changed(dataset: PreparedDataset) -> Iterator[str]:
 
 
 def foreign(dataset: PreparedDataset) -> list[str]:
-    """A line for each file in the dataset's folder that was not prepared."""
+    """Return a line for each file in the dataset's folder that was not prepared."""
     return [
         f"{dataset.folder / name}: not among the prepared files; move it away"
         for name in replacing.foreign(dataset.folder)

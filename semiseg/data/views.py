@@ -8,7 +8,7 @@ from torch import Tensor
 from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import pad_image, resize_image
 
-DRAWS = 50  # of a second crop, until the first is taken twice
+DRAWS = 50  # of a second crop, before the first is taken twice
 
 
 class Box(NamedTuple):
@@ -23,7 +23,7 @@ class Box(NamedTuple):
 def overlapping_crops(
     image: Tensor, size: int, stride: int, iou_range: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Box, Box]:
-    """Two square crops whose offset is a multiple of ``stride``, and where each of them shows the overlap.
+    """Return two square crops whose offset is a multiple of ``stride``, and the overlap's place in each.
 
     image: (C, H, W), padded at the right and at the bottom where it is smaller than ``size`` (with ImageNet's
     mean colour if it is uint8 RGB, else zero). The crops' intersection over union lies in ``iou_range``; if
@@ -94,7 +94,7 @@ def unflipped(values: Tensor, flip: Tensor) -> Tensor:
 
 
 def counterparts(box: Tensor, other_box: Tensor, height: int, width: int, cell: int) -> tuple[Tensor, Tensor]:
-    """Where the other view shows each position of a view's features, both unflipped.
+    """Return the position in the other view of each position of a view's features, both unflipped.
 
     box, other_box: (B, 4) int64, the overlap in each view, in pixels; features are (height, width) positions
     of ``cell`` pixels. Returns index (B height width,) int64 into the other view's positions, laid out alike,
@@ -112,13 +112,13 @@ def counterparts(box: Tensor, other_box: Tensor, height: int, width: int, cell: 
 
 
 def _offset(first: int, drawn: int, stride: int) -> int:
-    """From the first crop's corner to the drawn one, rounded down to the stride but inside the image."""
+    """Return the drawn crop's offset from the first, rounded down to the stride, inside the image."""
     offset = (drawn - first) // stride * stride
     return offset + stride if first + offset < 0 else offset
 
 
 def _iou(down: int, right: int, size: int) -> float:
-    """Of two squares with sides ``size``."""
+    """Return the intersection over union of two squares with sides ``size``."""
     intersection = max(0, size - abs(down)) * max(0, size - abs(right))
     return intersection / (2 * size * size - intersection)
 
@@ -128,5 +128,5 @@ def _length(pixels: int, stride: int) -> int:
 
 
 def _up_to(last: int, generator: torch.Generator) -> int:
-    """Uniform in [0, last]."""
+    """Draw an integer uniformly from [0, last]."""
     return int(torch.randint(last + 1, (), generator=generator))

@@ -1,6 +1,6 @@
 """A network's figures: intersection over union from confusion matrices, and those of FIGURES.
 
-All are counted in integers that are summed over the images, on the device and without waiting for it.
+All are integer counts, summed over the images on the device without waiting for it.
 """
 
 import math
@@ -51,7 +51,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def iou(matrix: Tensor) -> Tensor:
-    """Each class's intersection over union, (C,) float64 in [0, 1]; nan for a class in neither.
+    """Return each class's intersection over union, (C,) float64 in [0, 1]; nan for a class in neither.
 
     ``matrix``: (C, C) counts, rows = target.
     """
@@ -61,17 +61,16 @@ def iou(matrix: Tensor) -> Tensor:
 
 
 def mean_iou(matrix: Tensor) -> Tensor:
-    """The mean over the classes that have an IoU, a float64 scalar in [0, 1]; nan if none has."""
+    """Return the mean over the classes that have an IoU, a float64 scalar in [0, 1]; nan if none has."""
     return iou(matrix).nanmean()
 
 
 def true_negatives(matrix: Tensor) -> Tensor:
-    """Of all pairs of pixels whose predictions differ, the share whose targets differ too.
+    """Return the share of pixel pairs with different predictions whose targets differ too.
 
-    What a contrast that takes its negatives by the prediction (DCC's M_n) may hope for. A float64 scalar in
-    [0, 1]; nan where all predictions are one class. ``matrix``: (C, C) counts, rows = target. Pairs are
-    counted from sums of squares: n² − Σ columns² differ in prediction, Σ rows² − Σ cells² of them not in
-    target.
+    This is the precision of negatives chosen by prediction (DCC's M_n). A float64 scalar in [0, 1]; nan if
+    all predictions are one class. ``matrix``: (C, C) counts, rows = target. Pairs are counted from sums of
+    squares: n² − Σ columns² differ in prediction, and Σ rows² − Σ cells² of those agree in target.
     """
     matrix = matrix.double()
     differing = matrix.sum().square() - matrix.sum(0).square().sum()
@@ -111,7 +110,7 @@ def near_boundary(labels: Tensor, distance: int) -> Tensor:
 
 
 def boundary_iou(counts: Tensor) -> Tensor:
-    """The mean of the classes' boundary IoU, a float64 scalar in [0, 1]; nan if no class has one."""
+    """Return the mean of the classes' boundary IoU, a float64 scalar in [0, 1]; nan if no class has one."""
     return iou(counts)[:-1].nanmean()
 
 
@@ -134,7 +133,7 @@ def calibration(prediction: Prediction) -> Tensor:
 
 
 def calibration_error(counts: Tensor) -> Tensor:
-    """The expected calibration error, a float64 scalar in [0, 1]; nan without a pixel.
+    """Return the expected calibration error, a float64 scalar in [0, 1]; nan without a pixel.
 
     The mean over pixels of |accuracy - confidence| of their bin: Guo et al., On Calibration of Modern Neural
     Networks, ICML 2017, equation 3.
@@ -148,7 +147,7 @@ def calibration_error(counts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a network: counts of one image, which are summed, and the value of the sum."""
+    """A figure of a network: a function that counts an image, and one from summed counts to a value."""
 
     counts: Callable[[Prediction], Tensor]
     value: Callable[[Tensor], Tensor]

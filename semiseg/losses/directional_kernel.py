@@ -25,20 +25,20 @@ except ModuleNotFoundError as error:
         "triton is not installed, and DCC's loss on a GPU is written in it: pip install triton"
     ) from error
 
-# What a program works on, small enough for registers: anchors, negatives at a time, dimensions read at a
-# time, and at most so many dimensions of the mean; for wider rows there are more programs.
+# Work of a program, small enough for registers: anchors, negatives at a time, dimensions read at a time, and
+# the most dimensions of the mean; wider rows take more programs.
 ROWS, COLUMNS, STEP, WIDTH = 64, 32, 32, 128
 
 
 def log_sums(pairs: Pairs) -> Tensor:
-    """z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one, and for other anchors."""
+    """Return z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one or not selected."""
     found = pairs.anchors.new_full((len(pairs.anchors),), -torch.inf)
     _launch(_log_sums, pairs, (found,), (triton.cdiv(len(found), ROWS),), {})
     return found
 
 
 def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
-    """Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D); zero for other anchors.
+    """Return Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D); zero for the others.
 
     log_sums: z, (N,), of the same ``pairs``; the scores are made once more.
     """
@@ -69,9 +69,9 @@ def _launch(
 
 @triton.jit
 def _log_sums(  # type: ignore[no-untyped-def]
-    anchors,  # (N, D) over τ, in what sums are made in
+    anchors,  # (N, D) over τ, in the type of the sums
     order,  # (N,) int64, the selected rows first
-    count,  # (), how many they are
+    count,  # (), their number
     labels,
     negatives,
     negative_labels,
@@ -147,9 +147,9 @@ def _mean_negatives(  # type: ignore[no-untyped-def]
         total += tl.sum(weights, 1)
         counted = _counted(negative_valid, columns, num_negatives)
         feature = _block(negatives, columns, counted, part, DIM).to(weights.dtype)
-        # Not mean + …, which Triton has a tensor core add: that cuts digits off what it adds to.
+        # Not mean + …: Triton would add it in a tensor core, which cuts digits off the sum.
         mean = tl.fma(mean, tl.full((ROWS, WIDTH), 1.0, mean.dtype), _product(weights, feature))
-    # Σ w is one; dividing by it takes the rounding of z out.
+    # Σ w is one; dividing by it removes the rounding of z.
     mean = mean / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(means + rows[:, None] * DIM + part[None, :], mean, mask=live[:, None] & (part < DIM)[None, :])
 
@@ -170,7 +170,7 @@ def _scores(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """(ROWS, COLUMNS) scores, −∞ where a column is none of a row's negatives."""
+    """Return scores (ROWS, COLUMNS), −∞ where a column is none of a row's negatives."""
     pairs = _counted(negative_valid, columns, num_negatives)
     scores = tl.zeros((ROWS, COLUMNS), anchors.dtype.element_ty)
     for first in range(0, DIM, STEP):
@@ -188,7 +188,7 @@ def _scores(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _counted(negative_valid, columns, num_negatives):  # type: ignore[no-untyped-def]
-    """Which columns are negatives at all."""
+    """Return the columns that are negatives at all."""
     counted = columns < num_negatives
     if negative_valid is not None:
         counted = counted & tl.load(negative_valid + columns, mask=counted, other=0).to(tl.int1)
@@ -197,7 +197,7 @@ def _counted(negative_valid, columns, num_negatives):  # type: ignore[no-untyped
 
 @triton.jit
 def _product(one, other):  # type: ignore[no-untyped-def]
-    """Three products of TF32 keep a float32's digits; one would not."""
+    """Multiply by three products of TF32, which keep a float32's digits; one would not."""
     if one.dtype == tl.float32:
         return tl.dot(one, other, input_precision="tf32x3")
     return tl.dot(one, other, input_precision="ieee", out_dtype=one.dtype)
@@ -205,6 +205,6 @@ def _product(one, other):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _block(features, rows, live, dims, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """features[rows, dims], zero where a row is not live or a dimension not below DIM."""
+    """Load features[rows, dims], zero where a row is not live or a dimension not below DIM."""
     mask = live[:, None] & (dims < DIM)[None, :]
     return tl.load(features + rows[:, None] * DIM + dims[None, :], mask=mask, other=0.0)

@@ -9,7 +9,7 @@ from semiseg.base.labels import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """−Σ_n w_n log p_n / Σ_n w_n over the pixels of the batch whose label n is not 255; zero without one.
+    """Return −Σ_n w_n log p_n / Σ_n w_n over the batch's pixels whose label is not 255; zero without one.
 
     logits: (B, C, H, W); labels: (B, H, W) int64, class ids and 255; class_weights: (C,), None for ones.
     Several processes share the batch: each returns its part, and their average is the batch's.

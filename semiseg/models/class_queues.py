@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class ClassQueues(nn.Module):
-    """The newest ``length`` features of each class, at no order (U2PL's memory bank).
+    """The newest ``length`` features of each class, in no order (U2PL's memory bank).
 
     Nothing is copied to the host, every shape is fixed, and adding rows touches only the places they take.
     """
@@ -40,7 +40,7 @@ class ClassQueues(nn.Module):
     def drawn(self, rows: int, each: int) -> Tensor:
         """Draw features, with repetition, for ``rows`` rows of each class: (num_classes, rows, each, dim).
 
-        A class that holds none gives what means nothing.
+        The rows of an empty class are arbitrary.
         """
         num_classes, length, dim = self.features.shape
         device = self.count.device

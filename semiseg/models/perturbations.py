@@ -21,7 +21,7 @@ def feature_noise(features: Tensor, noise: Tensor) -> Tensor:
 
 
 def feature_drop(features: Tensor, threshold: Tensor) -> Tensor:
-    """F-Drop: zero the places where z, summed over channels, reaches ``threshold`` of its largest sum.
+    """Apply F-Drop: zero the places where z, summed over channels, reaches ``threshold`` of its largest sum.
 
     threshold γ: (B or 1, K) in [0, 1].
     """
@@ -32,7 +32,7 @@ def feature_drop(features: Tensor, threshold: Tensor) -> Tensor:
 
 
 def channel_dropout(features: Tensor, draws: Tensor, rate: float) -> Tensor:
-    """Spatial dropout: zero whole channels with probability ``rate`` and scale the others by 1 / (1 − rate).
+    """Zero whole channels (spatial dropout) with probability ``rate`` and scale the others by 1 / (1 − rate).
 
     draws: (B, K, D), uniform in [0, 1).
     """
@@ -62,7 +62,7 @@ def masked(features: Tensor, places: Tensor) -> Tensor:
 
 
 def guided_cutout(features: Tensor, objects: Tensor, draws: Tensor, share: float) -> Tensor:
-    """G-Cutout: zero a random box, ``share`` as high and wide, in the bounding box of each object.
+    """Apply G-Cutout: zero a random box, ``share`` as high and wide, in the bounding box of each object.
 
     objects: (B, h, w) int64, see ``connected_regions``; draws: (B, K, h w, 2), uniform in [0, 1): the place
     of an object's box, down and right. Sides are rounded down to whole positions, so an object that is less

@@ -1,4 +1,4 @@
-"""Heads for single pixels, rows (N, D) of which some do not count.
+"""Heads for single pixels: rows (N, D), some of which do not count.
 
 Shapes are fixed: a row that does not count is computed too, but leaves no trace in batch norm's statistics.
 So no step waits for the device to learn how many rows there are.
@@ -15,7 +15,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch norm whose statistics come from the rows of all processes that are ``valid``."""
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
-        """Normalise rows (N, D), of which those ``valid`` (N,) count. Returns (N, D) float32."""
+        """Normalise rows (N, D) by the statistics of the ``valid`` (N,) ones; returns (N, D) float32."""
         assert self.running_mean is not None
         assert self.running_var is not None
         rows = rows.float()
@@ -39,7 +39,7 @@ class PixelHead(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:
-        """Return (N, dim) for rows (N, in_dim); where not ``valid`` (N,) the result means nothing."""
+        """Return (N, dim) for rows (N, in_dim); where not ``valid`` (N,) the result is arbitrary."""
         out: Tensor = self.out(relu(self.norm(self.hidden(rows), valid)))
         return out
 

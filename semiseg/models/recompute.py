@@ -1,4 +1,4 @@
-"""Activations that are computed a second time in the backward pass instead of being kept."""
+"""Compute activations a second time in the backward pass instead of keeping them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,7 +30,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _spare_buffers(block: nn.Module) -> Iterator[None]:
-    """Let what ``block`` writes into its buffers go into copies, which are dropped."""
+    """Redirect the writes of ``block`` to its buffers into copies, which are dropped."""
     kept = [
         (module, name, buffer)
         for module in block.modules()

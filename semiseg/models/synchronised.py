@@ -9,7 +9,7 @@ from semiseg.models.pixel_heads import MaskedBatchNorm
 
 
 class HostBatchNorm(MaskedBatchNorm):
-    """What nn.SyncBatchNorm is to GPUs, for processes on a CPU: images (B, D, H, W), a pixel a row.
+    """nn.SyncBatchNorm's counterpart for processes on a CPU, of images (B, D, H, W).
 
     It takes over the parameters and statistics of ``norm``, and the activation that timm may have in it.
     """

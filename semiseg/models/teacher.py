@@ -1,4 +1,4 @@
-"""A teacher: a copy of modules that follows their moving average."""
+"""A teacher: a copy of modules that is their moving average."""
 
 import copy
 import math
@@ -12,12 +12,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M) -> M:
-    """A copy whose parameters take no gradient."""
+    """Return a copy whose parameters take no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 def decay(step: int, total_steps: int, *, base: float = 0.995, rate: float = 1.0) -> float:
-    """The weight of the old teacher after step ``step`` (from 0) of ``total_steps``.
+    """Return the weight of the old teacher after step ``step`` (from 0) of ``total_steps``.
 
     It grows from ``base`` to 1 along a half cosine, 1 − (1 − base) (cos(π step / total) + 1) / 2, and never
     exceeds the true average's 1 − 1 / (rate · step + 1).
@@ -37,7 +37,7 @@ def true_average_decay(step: int, base: float) -> float:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool = True) -> None:
-    """teacher ← decay · teacher + (1 − decay) · student; also of floating-point buffers if ``buffers``.
+    """Set teacher ← decay · teacher + (1 − decay) · student; also of floating-point buffers if ``buffers``.
 
     Other buffers, such as counters, are copied.
     """

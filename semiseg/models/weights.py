@@ -1,4 +1,4 @@
-"""Weights to start from: published ones, none, or a file."""
+"""Load initial weights: published ones, none, or a file."""
 
 import importlib.util
 import os
@@ -139,7 +139,7 @@ def read(path: Path) -> dict[str, Tensor]:
             tensors = load_state_dict(str(path), use_ema=False)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own, and torch's advise to turn weights_only off
+    except Exception as error:  # torch's messages differ, and advise against weights_only
         raise UserError(
             f"{path}: broken, or more in it than tensors ({type(error).__name__}); fetch it again"
         ) from None

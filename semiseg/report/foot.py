@@ -1,4 +1,4 @@
-"""What stands around a grid's table: what the numbers are, how to read them, what they rest on.
+"""The text around a grid's table: what the numbers are, how to read them, what they rest on.
 
 Lines are Markdown; whatever they name is escaped.
 """

@@ -35,7 +35,7 @@ SPEED = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run takes."""
+    """Time and disk that one run takes."""
 
     seconds: float  # of training steps on one device; validation and scoring come on top
     size: float | None  # bytes under runs/; None if no run that it rests on lies on this machine
@@ -48,7 +48,7 @@ NOTHING: Measured = {}
 
 @dataclass(frozen=True)
 class Line:
-    """What is done and left of a recipe on a split."""
+    """Runs done and left of a recipe on a split."""
 
     recipe: str
     split: str

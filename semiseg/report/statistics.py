@@ -28,7 +28,7 @@ class Summary:
 
     @property
     def std(self) -> float | None:
-        """The standard deviation with n - 1; None for one figure."""
+        """Standard deviation with n - 1; None for one figure."""
         if self.count == 1:
             return None
         squares = math.fsum((value - self.mean) ** 2 for value in self.values)

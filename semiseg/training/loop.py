@@ -126,12 +126,12 @@ def train(
 
 
 def _ends_with_validation(config: RunConfig, step: int) -> bool:
-    """Whether the networks are scored after ``step`` steps."""
+    """Return whether the networks are scored after ``step`` steps."""
     return step > 0 and (step % config.protocol.validate_every == 0 or step == config.protocol.steps)
 
 
 def _is_save_due(config: RunConfig, step: int, sitting: Sitting) -> bool:
-    """Whether to save after ``step`` steps; saving changes no number."""
+    """Return whether to save after ``step`` steps; saving changes no number."""
     protocol = config.protocol
     late = distributed.agreed(sitting.minutes_since_save() >= protocol.checkpoint_minutes)
     return late or step % protocol.checkpoint_every == 0 or step == protocol.steps

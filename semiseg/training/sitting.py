@@ -1,4 +1,4 @@
-"""What surrounds the training loop: signals, other processes of the run, and saving in time."""
+"""The surroundings of the training loop: signals, other processes of the run, and saving in time."""
 
 import signal
 import time

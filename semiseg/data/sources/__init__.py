@@ -1,4 +1,4 @@
-"""Where datasets come from: each file has a Config, a REVISION and a function ``prepare``.
+"""The sources of datasets: each file has a Config, a REVISION and a function ``prepare``.
 
 ``prepare(folder, dataset, options)`` writes the dataset into the empty ``folder``.
 """
@@ -24,12 +24,12 @@ from semiseg.data.sources import folder
 
 
 def prepare(name: str, dataset: Dataset) -> PreparedDataset:
-    """Prepare the dataset ``name`` in data/<name>, unless it is there as it was prepared.
+    """Prepare the dataset ``name`` in data/<name>, unless it is already prepared and unchanged.
 
-    A dataset that is there is read again: if a file of it has changed, or the settings, the source's revision
-    or a user's own folder have, it is prepared anew. A second start waits for the first. Raises UserError for
-    a name, a folder or options that cannot be used, for a list that cannot be scored, and what the source
-    raises; whatever was in data/<name> is then as it was.
+    An existing dataset is read again, and prepared anew if one of its files, the settings, the source's
+    revision or a user's own folder has changed. A second start waits for the first. Raises UserError for a
+    name, a folder or options that cannot be used and for a list that cannot be scored, and passes on the
+    source's errors; data/<name> is then as before.
     """
     check_name("datasets", name)
     target = paths.dataset(name)
@@ -65,13 +65,13 @@ def _options(name: str, dataset: Dataset) -> Any:
 
 
 def user_folder(dataset: Dataset) -> Path | None:
-    """The user's own folder that a dataset is made from; None for every other source."""
+    """Return the user's own folder that a dataset is made from; None for every other source."""
     path = dataset.options.get("path") if dataset.source == "folder" else None
     return None if path is None else folder.own_folder(str(path))
 
 
 def fingerprint(dataset: Dataset) -> str | None:
-    """sha256 (hex) of names, sizes and times of the files in a user's own folder, of which none is opened.
+    """Return the sha256 (hex) of names, sizes and times of the files in a user's folder, without opening any.
 
     Another fingerprint means that the dataset must be prepared again. None for other sources, and on a
     machine without the folder, which can only use what is prepared.
@@ -85,7 +85,7 @@ def _check_apart(dataset: Dataset, target: Path) -> None:
     own = user_folder(dataset)
     if own is None:
         return
-    real, made = (Path(os.path.realpath(each)) for each in (own, target))  # of links in a circle too
+    real, made = (Path(os.path.realpath(each)) for each in (own, target))  # follows links in a circle too
     if real == made or real in made.parents or made in real.parents:
         raise UserError(
             f"{own}: your folder and {target}, where the suite keeps its copy, must lie apart; move your "
@@ -94,10 +94,10 @@ def _check_apart(dataset: Dataset, target: Path) -> None:
 
 
 def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
-    """Whether it is there, from these settings and files, by this revision of its source."""
+    """Return whether it exists, made from these settings and files by this revision of its source."""
     try:
         manifest = prepared.read_manifest(paths.dataset(name))
-    except UserError:  # a broken one; whether it may be replaced is for its list of files to say
+    except UserError:  # a broken one; its list of files decides whether it may be replaced
         return False
     return (
         manifest is not None
@@ -108,7 +108,7 @@ def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
 
 
 def _is_sound(name: str, dataset: Dataset) -> bool:
-    """Whether every prepared file is as it was; says so on stderr if not."""
+    """Return whether every prepared file is unchanged; print the first change to stderr."""
     found = list(verification.changed(prepared.open_dataset(name, dataset)))
     if found:
         print(f"{found[0]}; {len(found)} such in all: preparing '{name}' again", file=sys.stderr)

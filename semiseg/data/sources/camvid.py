@@ -27,7 +27,7 @@ REPACKED_SHA256 = "7484deee88a49f582dfdad4b8758158224e9045a572965f89abdd877f7f34
 
 COUNTS = {"train": 367, "val": 101, "test": 233}
 VOID = 11
-REVISION = 1  # raise it when the same archive comes to be prepared into other files
+REVISION = 1  # raise it when a change prepares other files from the same archive
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from semiseg.data.prepared import Layout, check_published, write_manifest
 
 IMAGES = "leftImg8bit_trainvaltest.zip"
 MASKS = "gtFine_trainvaltest.zip"
-DOWNLOADS = {  # by the user's account only
+DOWNLOADS = {  # only through the user's account
     IMAGES: Download(size=11592327197, md5="0a6e97e94b616a514066c9e2adb0c97f"),
     MASKS: Download(size=252567705, md5="4237c19de34c8a376e9ba46b495d6f66"),
 }
-REVISION = 1  # raise it when the same archives come to be prepared into other files
+REVISION = 1  # raise it when a change prepares other files from the same archives
 USER, PASSWORD = "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"
 
 # labelIds -> trainIds, from cityscapesScripts 2.3.0: helpers/labels.py. Every other id is ignored.
@@ -62,9 +62,9 @@ LABEL_IDS = 34  # 0 to 33
 
 @dataclass(frozen=True)
 class Config:
-    """The ids that the archives must hold: how many, and the sha256 of the sorted ids, one a line.
+    """Number and sha256 of the ids that the archives must hold, sorted, one a line.
 
-    Defaults: of DCC's lists (Context-Aware-Consistency at 4fdec7af, dataloaders/city_splits0:
+    Defaults are those of DCC's lists (Context-Aware-Consistency at 4fdec7af, dataloaders/city_splits0:
     2975_train_supervised.txt and val.txt).
     """
 
@@ -77,8 +77,8 @@ class Config:
 def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write images/, masks/, train.txt, val.txt and the manifest into the empty ``folder``.
 
-    An id is the name of an image without its end: aachen_000000_000019. Raises UserError for an archive that
-    cannot be had, is not the release, or lacks a file.
+    An id is the name of an image without its suffix: aachen_000000_000019. Raises UserError for an archive
+    that cannot be had, is not the release, or lacks a file.
     """
     found = [_archive(name) for name in (IMAGES, MASKS)]
     release = folder / "release"
@@ -133,7 +133,7 @@ def _convert(paths: tuple[Path, Path]) -> None:
 
 
 def _archive(name: str) -> Path:
-    """Find an archive on disk, or fetch it by the user's account."""
+    """Find an archive on disk, or fetch it through the user's account."""
     if paths.find_archive(name) is None:
         _fetch(name, DOWNLOADS[name])
     return archives.obtain(name, DOWNLOADS[name])
@@ -155,19 +155,19 @@ def _fetch(name: str, download: Download) -> None:
     place = paths.ARCHIVES / ".cityscapes.partial"
     place.mkdir(parents=True, exist_ok=True)
     partial = place / name
-    if all(account):  # answers to what it asks at the keyboard; no login is stored, or used if one is
+    if all(account):  # answers its questions; a login is neither stored nor used if stored
         downloader.appdirs = SimpleNamespace(user_data_dir=lambda *_: str(place / "no login"))  # type: ignore[attr-defined]
         downloader.input = lambda prompt: account[0] if "username" in prompt.lower() else "n"  # type: ignore[attr-defined]
         downloader.getpass = SimpleNamespace(getpass=lambda prompt: account[1])  # type: ignore[attr-defined]
     try:
-        if not (partial.is_file() and partial.stat().st_size == download.size):  # there is no rest to ask for
+        if not (partial.is_file() and partial.stat().st_size == download.size):  # nothing is left to fetch
             downloader.download_packages(
                 session=downloader.login(),
                 package_names=[name],
                 destination_path=str(place),
                 resume=partial.exists(),
             )
-    except Exception as error:  # it raises nothing more special
+    except Exception as error:  # it raises no narrower exception
         if "MD5" in str(error):
             partial.unlink(missing_ok=True)
         said = " ".join(str(error).split()).replace(account[1] or "\0", "***") or type(error).__name__
@@ -186,7 +186,7 @@ def _downloader() -> ModuleType | None:
 
 
 def _has_login(downloader: ModuleType) -> bool:
-    """Whether csDownload has stored a login, where it keeps it."""
+    """Return whether csDownload has stored a login."""
     return Path(
         downloader.appdirs.user_data_dir("cityscapesscripts", "cityscapes"), "credentials.json"
     ).is_file()

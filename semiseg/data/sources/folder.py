@@ -1,4 +1,4 @@
-"""A folder of one's own: images/, masks/, train.txt, val.txt and, if there is one, test.txt.
+"""A user's own folder: images/, masks/, train.txt, val.txt and optionally test.txt.
 
 The lists hold ids, one a line: images/<id>.jpg, .jpeg or .png and masks/<id>.png, suffixes in any case. The
 values of a mask are the places of the classes in params.yaml, and 255. An image of train.txt without a mask
@@ -21,20 +21,20 @@ from semiseg.data.archives import check_room
 from semiseg.data.prepared import ORIGIN, Layout, write_manifest
 from semiseg.data.splits import read_ids
 
-REVISION = 2  # raise it when the same folder comes to be prepared into other files
+REVISION = 2  # raise it when a change prepares other files from the same folder
 LISTS = ("train", "val", "test")
-SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}  # of images, and how their copies end
-# Of masks: only a PNG can be one, but a file of another kind is to be refused rather than overlooked.
+SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}  # of images, and the suffixes of their copies
+# Of masks: only PNG is accepted, but another kind must be refused rather than overlooked.
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class Config:
-    path: str  # the folder, from the project's; ~ is the user's home
+    path: str  # the folder, relative to the project's; ~ is the user's home
 
 
 def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
-    """Copy what is listed into the empty ``folder`` and write the manifest.
+    """Copy the listed files into the empty ``folder`` and write the manifest.
 
     Raises UserError naming the user's list, image or mask that is missing, ambiguous or cannot be used.
     """
@@ -76,7 +76,7 @@ def own_folder(path: str) -> Path:
 
 
 def fingerprint(own: Path) -> str | None:
-    """sha256 (hex) of names, sizes and times of all that a dataset is made from; None without the folder."""
+    """Return the sha256 (hex) of names, sizes and times of the dataset's files; None without the folder."""
     if not os.path.isdir(own):  # noqa: PTH112 (Path.is_dir raises an error for a name that is too long)
         return None
     paths = [own / f"{listed}.txt" for listed in LISTS]
@@ -113,7 +113,7 @@ def read_lists(own: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files below ``folder``, links followed, without hidden ones and links to nowhere."""
+    """Return the files below ``folder``, following links, without hidden files and broken links."""
     return [
         path
         for place, _, names in os.walk(folder, followlinks=True)
@@ -123,7 +123,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _by_id(folder: Path) -> dict[str, list[Path]]:
-    """Files below ``folder`` by their path in it without suffix."""
+    """Return the files below ``folder`` by their path in it without suffix."""
     found: dict[str, list[Path]] = {}
     for path in _files(folder):
         found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
@@ -141,7 +141,7 @@ def _image(own: Path, identifier: str, found: dict[str, list[Path]]) -> Path:
 
 
 def _mask(own: Path, identifier: str, found: dict[str, list[Path]], listed: str) -> Path | None:
-    """The mask of an image; None for one of train without."""
+    """Return the mask of an image; None for a training image without one."""
     paths = [path for path in found.get(identifier, []) if path.suffix.lower() in MASK_SUFFIXES]
     paths = [path for path in paths if path.suffix.lower() == ".png"] or paths
     if not paths and listed != "train":

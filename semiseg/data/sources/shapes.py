@@ -1,10 +1,10 @@
-"""Shapes: images that the project draws itself, to be known by form and, less surely, by colour.
+"""Shapes: images that the project draws itself; form tells the classes apart, and less surely colour.
 
-Six shapes of any size, turn and texture stand before a greyish ground, over and under each other, among
-coloured strokes and blots that belong to the background. A form has a hue of its own, from which each copy
-strays, and clutter takes any hue: a few images teach colours that mislead, many teach colour and form. Masks
-come from integer arithmetic: the same seed gives the same mask on every platform. The files lie as in PASCAL
-VOC: JPEG images, palette PNG masks with a border of 255.
+Six shapes of any size, rotation and texture overlap on a greyish ground, among coloured strokes and blots
+that belong to the background. Each form has its own hue, from which each copy strays, and clutter takes any
+hue. A few images teach misleading colours, many teach colour and form, so unlabelled images can help. Masks
+come from integer arithmetic: the same seed gives the same mask on every platform. Files are laid out as in
+PASCAL VOC: JPEG images, palette PNG masks with a border of 255.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from semiseg.base.parameters import Dataset
 from semiseg.data.palette import save_mask
 from semiseg.data.prepared import VOC, write_manifest
 
-REVISION = 2  # raised when the same options come to draw other images
+REVISION = 2  # raise it when a change draws other images from the same options
 UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel
 TURNS = 48  # directions in a full turn
 
@@ -44,7 +44,7 @@ class Config:
             raise ValueError("train and val must be positive, size at least 32")
 
 
-# Whether a point (u, v), seen from the centre in the shape's own turn, lies in a shape of radius r.
+# Whether a point (u, v), relative to the centre and rotated with the shape, lies in a shape of radius r.
 FORMS: dict[str, Callable[[Integers, Integers, int], Mask]] = {
     "disc": lambda u, v, r: u * u + v * v <= r * r,
     "square": lambda u, v, r: np.maximum(abs(u), abs(v)) * 5 <= r * 4,
@@ -78,7 +78,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
 def draw(
     forms: list[Callable[[Integers, Integers, int], Mask]], size: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One image (size, size, 3) uint8 and its mask (size, size) uint8: 0 background, forms from 1, 255."""
+    """Draw an image (size, size, 3) and its mask (size, size), uint8: 0 background, forms from 1, 255."""
     y, x = np.mgrid[:size, :size].astype(np.int64) * UNIT
     ground = _colours(generator.uniform(), (0.0, 0.4), generator)
     canvas, mask = _texture(x, y, ground, generator), np.zeros((size, size), dtype=np.uint8)
@@ -97,7 +97,7 @@ def draw(
 def _placed(
     form: Callable[[Integers, Integers, int], Mask], x: Integers, y: Integers, generator: np.random.Generator
 ) -> Mask:
-    """A form somewhere in the image, of a radius between a ninth and a quarter of its side."""
+    """Place a form at random, with a radius between a ninth and a quarter of the image's side."""
     size = len(x) * UNIT
     radius = int(generator.integers(size // 9, size // 4))
     u, v = _turned(x, y, size, generator)
@@ -105,7 +105,7 @@ def _placed(
 
 
 def _clutter(x: Integers, y: Integers, generator: np.random.Generator) -> Mask:
-    """A stroke, a bar or a lopsided blot: never one of the forms."""
+    """Draw a stroke, a bent stroke or an ellipse: never one of the forms."""
     size = len(x) * UNIT
     u, v = _turned(x, y, size, generator)
     length, width = (int(generator.integers(*span)) for span in ((size // 8, size // 3), (UNIT, 3 * UNIT)))
@@ -119,7 +119,7 @@ def _clutter(x: Integers, y: Integers, generator: np.random.Generator) -> Mask:
 
 
 def _turned(x: Integers, y: Integers, size: int, generator: np.random.Generator) -> tuple[Integers, Integers]:
-    """Coordinates around a random centre, in a random direction."""
+    """Return coordinates around a random centre, in a random direction."""
     centre_x, centre_y = (int(each) for each in generator.integers(size // 8, size * 7 // 8, 2))
     angle = 2 * np.pi * int(generator.integers(TURNS)) / TURNS
     cosine, sine = round(float(np.cos(angle)) * UNIT), round(float(np.sin(angle)) * UNIT)
@@ -128,14 +128,14 @@ def _turned(x: Integers, y: Integers, size: int, generator: np.random.Generator)
 
 
 def _colours(hue: float, saturation: tuple[float, float], generator: np.random.Generator) -> Colours:
-    """Two colours of about one hue (in turns): (2, 3), RGB in [0, 255]."""
+    """Draw two colours near one hue (in turns): (2, 3), RGB in [0, 255]."""
     hues = (hue + generator.normal(0, 0.01, 2)) % 1
     saturations, values = generator.uniform(*saturation, 2), generator.uniform(0.35, 1.0, 2)
     return np.array([hsv_to_rgb(*each) for each in zip(hues, saturations, values, strict=True)]) * 255
 
 
 def _texture(x: Integers, y: Integers, colours: Colours, generator: np.random.Generator) -> Colours:
-    """Two colours, mixed by waves, checks or slow noise: (H, W, 3) in [0, 255]."""
+    """Mix two colours by waves, checks or slow noise: (H, W, 3) in [0, 255]."""
     one, other = colours
     kind, period = int(generator.integers(3)), int(generator.integers(4, 14)) * UNIT
     angle = generator.uniform(0, np.pi)
@@ -153,7 +153,7 @@ def _texture(x: Integers, y: Integers, colours: Colours, generator: np.random.Ge
 
 
 def _with_border(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """255 on both sides of every change of class, as in VOC."""
+    """Set pixels on both sides of every change of class to 255, as in VOC."""
     border = np.zeros(mask.shape, dtype=bool)
     for axis in (0, 1):
         change = np.diff(mask.astype(np.int64), axis=axis) != 0

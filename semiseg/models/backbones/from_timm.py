@@ -28,7 +28,7 @@ class TimmBackbone(Backbone):
             raise UserError(f"network: backbone: timm {timm.__version__} has no '{name}'; similar: {close}")
         try:
             self.model = timm.create_model(architecture, **options)
-        except RuntimeError as error:  # how timm refuses an unknown tag
+        except RuntimeError as error:  # timm's error for an unknown tag
             raise UserError(f"network: backbone: {architecture}: {error}") from None
         self.architecture, self.options = architecture, options
         self.mean, self.std = self.model.default_cfg["mean"], self.model.default_cfg["std"]
@@ -70,7 +70,7 @@ class Pyramid(TimmBackbone):
     def __init__(self, architecture: str, output_stride: int) -> None:
         try:
             super().__init__(architecture, output_stride=output_stride)
-        except (TypeError, AssertionError):  # how timm says that a model cannot be dilated
+        except (TypeError, AssertionError):  # timm's error for a model that cannot be dilated
             super().__init__(architecture)
         strides = [stage["reduction"] for stage in self.model.feature_info]
         if 4 not in strides or output_stride not in strides or self.model.default_cfg["fixed_input_size"]:
@@ -86,7 +86,7 @@ class Pyramid(TimmBackbone):
 
 
 class VisionTransformer(TimmBackbone):
-    """A vision transformer, whose four maps are what its quarters give, normalised, at its patch's stride.
+    """A vision transformer with four maps, its quarters' normalised outputs, at its patch's stride.
 
     Position embeddings are interpolated to the image (bicubic). Images whose sides are no multiples of the
     patch are first scaled to the nearest ones, as UniMatch V2 does for whole images. Raises UserError for a

@@ -6,11 +6,11 @@ from torch.nn.functional import interpolate
 from semiseg.base.errors import UserError
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 
-FINER = 8  # positions of the features on the side of a patch
+FINER = 8  # positions of the features along the side of a patch
 
 
 def network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork:
-    """Features (B, channels, 8 H/p, 8 W/p) for patches of p pixels.
+    """Return DPT; features are (B, channels, 8 H/p, 8 W/p) for patches of p pixels.
 
     Without batch norm, as in the code released with UniMatch V2 (model/semseg/dpt.py, model/util/blocks.py),
     whose width is 64 for a small and 128 for a base transformer. Raises UserError for a backbone without four

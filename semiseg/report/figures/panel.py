@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Content:
-    """The contents of a panel."""
+    """The rows and recipes of a panel."""
 
     title: str
     columns: tuple[str, ...]  # of the predictions
@@ -71,7 +71,7 @@ def find_typical(results: Results) -> Content | None:
 
 
 def find_extremes(results: Results) -> Content | None:
-    """Find them on the split that most recipes have run, for each method's first seed with a baseline."""
+    """Find them on the split that most recipes ran, for each method's first seed with a baseline."""
     split, dataset = sheet.fullest_split(results), _dataset(results)
     if dataset is None:
         return None

@@ -65,7 +65,7 @@ def levels(results: Results, split: str) -> list[Level]:
 
 
 def _paired(runs: Sequence[Sequence[Record]]) -> list[list[Record]]:
-    """Return of each recipe's ``runs`` those of the seeds that all recipes have, by seed."""
+    """Return each recipe's ``runs`` on the seeds that all recipes have, by seed."""
     by_seed = [{each.seed: each for each in of_recipe} for of_recipe in runs]
     shared = sorted(set.intersection(*map(set, by_seed)))
     return [[found[seed] for seed in shared] for found in by_seed]
