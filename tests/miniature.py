@@ -75,6 +75,7 @@ PROTOCOL: dict[str, Any] = {
     "checkpoint_every": 2,
     "checkpoint_minutes": 15,
     "log_every": 2,
+    "judge_pseudo_labels": False,
     "workers": 0,
     "threads": 1,
     "image_cache_mib": 0,

@@ -38,6 +38,7 @@ WITHOUT_EFFECT = frozenset(
         "checkpoint_every",
         "checkpoint_minutes",
         "image_cache_mib",
+        "judge_pseudo_labels",
         "weights",
         "workers",
     }
@@ -216,6 +217,7 @@ class Protocol:
     checkpoint_every: int  # steps
     checkpoint_minutes: float  # and whenever the last checkpoint is this old
     log_every: int  # steps
+    judge_pseudo_labels: bool  # log them against the masks of unlabelled images, which nothing else reads
     workers: int  # processes that read images, for each of the two streams
     threads: int  # CPU threads of one run; sums depend on it
     image_cache_mib: int  # memory for decoded images that the workers share; 0: keep none

@@ -194,6 +194,16 @@ def check_labelled(dataset: PreparedDataset, ids: Iterable[str]) -> None:
     )
 
 
+def check_judged(dataset: PreparedDataset, ids: Iterable[str]) -> None:
+    """Raise UserError if one of ``ids``, whose pseudo-labels are to be judged, has no mask."""
+    _, without = dataset.by_mask()
+    if bare := sorted(set(without).intersection(ids)):
+        raise UserError(
+            f"{_origin(dataset)}: image '{bare[0]}' has no mask to judge its pseudo-labels by; set the "
+            "protocol's judge_pseudo_labels to false"
+        )
+
+
 def _origin(dataset: PreparedDataset) -> str:
     """Return the folder whose files a user can correct."""
     manifest = read_manifest(dataset.folder) or {}

@@ -112,6 +112,14 @@ class _Labelled:
         return random_scale_crop_flip(image, mask, self._geometry, generator)
 
 
+class _Truth:
+    def __init__(self, images: Images, geometry: Geometry) -> None:
+        self._read = _Labelled(images, geometry)
+
+    def __call__(self, identifier: str, generator: torch.Generator) -> Tensor:
+        return self._read(identifier, generator)[1]
+
+
 class _Unlabelled:
     def __init__(self, images: Images, view: View) -> None:
         self._images, self._view = images, view
@@ -150,6 +158,21 @@ def unlabelled_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of steps [first_step, last_step): stacked outputs of ``view``, in blocks as above."""
     stream = Stream(ids, seed, UNLABELLED, _Unlabelled(images, view))
+    return _batches(stream, batch_size, first_step, last_step, workers)
+
+
+def truth_batches(
+    images: Images,
+    ids: Sequence[str],
+    geometry: Geometry,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    workers: int,
+) -> Iterator[Tensor]:
+    """Masks (B, c, c) uint8 of the images that ``unlabelled_batches`` yields as random_scale_crop_flip."""
+    stream = Stream(ids, seed, UNLABELLED, _Truth(images, geometry))
     return _batches(stream, batch_size, first_step, last_step, workers)
 
 

@@ -6,6 +6,7 @@ github.com/Shathe/SemiSeg-Contrastive at dc53c6da; docs/deviations.md lists its 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from semiseg.data.augment import (
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.methods import contract
-from semiseg.methods.common import pseudo_labelled, ramp_up, weak_view
-from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.common import judged, pseudo_labelled, ramp_up, weak_view
+from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
 from semiseg.models.network import SegmentationNetwork, size_of
@@ -41,6 +42,8 @@ class Config(contract.Config):
     Defaults follow the paper and, where it is silent, the released code, whose lines are given. "Released:"
     names a value that differs; the recipe ``cmb-official`` sets all of these.
     """
+
+    labels_weak_view: ClassVar[bool] = True
 
     # total loss: L_sup + the three terms below, each times its weight (trainSSL.py 587, 591, 658, 683)
     pseudo_weight: float = 1.0
@@ -247,6 +250,12 @@ class Method(contract.Method):
             "memory": self.memory.count.float().mean() / config.memory_size,
             "attention_prediction": spread[0],
             "attention_memory": spread[1],
+            **judged(
+                unlabelled.get(TRUTH),
+                anchor.labels,
+                anchor.weights**config.confidence_power,
+                self.num_classes,
+            ),
         }
         return loss, {**{name: log.detach() for name, log in logs.items()}, **seen}
 

@@ -19,6 +19,7 @@ from semiseg.data.augment import Pixels, colour_jitter, gaussian_blur, greyscale
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.streams import View
 from semiseg.losses import cross_entropy, hard_cross_entropy
+from semiseg.methods.contract import COUNTED, Logs
 from semiseg.models.network import SegmentationNetwork
 
 ASPECTS = 512  # steps of the aspect that a box's shape is drawn from
@@ -197,6 +198,24 @@ def confident_share(confidence: Tensor, inside: Tensor, threshold: float) -> Ten
     A scalar in [0, 1], the same in every process.
     """
     return averaged(global_mean((inside & (confidence >= threshold)).sum(), inside.sum()))
+
+
+@torch.no_grad()
+def judged(truth: Tensor | None, labels: Tensor, weights: Tensor, num_classes: int) -> Logs:
+    """Count pseudo-labels against the hidden truth, for the log alone; return no logs without a truth.
+
+    truth, labels: (B, H, W) int, class ids and IGNORE; weights: (B, H, W), a pixel's in the loss, in [0, 1].
+    For each class c, among the pixels that truly are c: pixels_true_<c>, their number; pixels_labelled_<c>,
+    the sum of their weights; pixels_right_<c>, the sum where the label is right as well.
+    """
+    if truth is None:
+        return {}
+    weights = weights.float()
+    rows = torch.stack((torch.ones_like(weights), weights, weights * (labels == truth)))
+    classes = torch.where(truth < num_classes, truth, num_classes).flatten().int()
+    counts = rows.new_zeros(3, num_classes + 1).index_add_(1, classes, rows.flatten(1))
+    kinds = zip(("true", "labelled", "right"), counts.unbind(), strict=True)
+    return {f"{COUNTED}{kind}_{c}": count[c] for kind, count in kinds for c in range(num_classes)}
 
 
 # --- passes ---------------------------------------------------------------------------------------------

@@ -33,7 +33,13 @@ class Labelled(NamedTuple):
 
 
 Unlabelled = Mapping[str, Tensor]
-"""A batch of the tensors that ``views`` returns, on the device; uint8 images arrive as float32 in [0, 1]."""
+"""A batch of the tensors that ``views`` returns, on the device; uint8 images arrive as float32 in [0, 1].
+
+Where pseudo-labels are judged, TRUTH is the view's hidden mask: (B, H, W) uint8, class ids and IGNORE.
+"""
+
+TRUTH = "truth"
+COUNTED = "pixels_"  # begins the logs that count pseudo-labels against the truth
 
 Logs = dict[str, Tensor]
 """Scalars by name, detached and still on the device. Every step logs the same names."""
@@ -72,6 +78,8 @@ class Config:
     # Whether a batch may be trained in parts (Protocol.accumulate): true if the loss is a mean over images or
     # pixels. Batch norm, and what is pasted from one image into another, then see a part.
     by_parts: ClassVar[bool] = False
+    # Whether the method makes pseudo-labels of common.weak_view, which the protocol may have judged.
+    labels_weak_view: ClassVar[bool] = False
 
     def check(self, protocol: Protocol) -> None:
         """Raise ValueError if the options cannot be trained under ``protocol``, such as a ramp-up that is

@@ -21,12 +21,13 @@ from semiseg.methods.common import (
     CutMix,
     HardExamples,
     cutmix_boxes,
+    judged,
     mix,
     predict,
     supervised_loss,
     weak_view,
 )
-from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.network import SegmentationNetwork
 
@@ -42,6 +43,7 @@ class Config(contract.Config):
     """
 
     by_parts: ClassVar[bool] = True
+    labels_weak_view: ClassVar[bool] = True
 
     # λ: 1.5 on VOC, 6 on Cityscapes (config.py VOC 74, Cityscapes 78). Released with CutMix: 1 and 5 (CutMix
     # config.py 73, Cityscapes 78); recipes cps-official_voc and cps-official_cityscapes.
@@ -98,7 +100,7 @@ class Method(contract.Method):
         # Each network labels; None: the classes that the passes below give.
         images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
         apart = config.pseudo_labels != "train"
-        labels = self._label(images) if apart or config.cutmix is not None else None
+        unmixed = labels = self._label(images) if apart or config.cutmix is not None else None
         more_labels = self._label(labelled.images) if apart and config.labelled else None
         if config.cutmix is not None:
             assert labels is not None
@@ -110,6 +112,7 @@ class Method(contract.Method):
         labelled_logits = [network(labelled.images) for network in networks]
         logits = [network(images) for network in networks]
         labels = _classes(logits) if labels is None else labels
+        unmixed = labels if unmixed is None else unmixed
         labels = labels.masked_fill(~inside[:, None], IGNORE)
         if config.labelled:
             logits = [torch.cat(pair) for pair in zip(labelled_logits, logits, strict=True)]
@@ -120,7 +123,8 @@ class Method(contract.Method):
         supervised = one + other
         crossed = cross_entropy(logits[0], labels[:, 1]) + cross_entropy(logits[1], labels[:, 0])
         loss = supervised + config.weight * crossed
-        return loss, {"supervised": supervised.detach(), "crossed": crossed.detach()}
+        logs = {"supervised": supervised.detach(), "crossed": crossed.detach()}
+        return loss, {**logs, **self._judged(unlabelled.get(TRUTH), unmixed)}
 
     def after_step(self, step: int) -> None:
         decay = teacher.true_average_decay(step, self.config.teacher_decay)
@@ -136,6 +140,13 @@ class Method(contract.Method):
             "second_teacher": self.second_teacher,
         }
         return {name: network for name, network in networks.items() if network is not None}
+
+    def _judged(self, truth: Tensor | None, labels: Tensor) -> Logs:
+        """Count both networks' labels (B, 2, H, W) against the truth (B, H, W), if there is one."""
+        if truth is None:
+            return {}
+        truth = truth[:, None].expand_as(labels)
+        return judged(truth, labels, torch.ones_like(labels), self.first.num_classes)
 
     def _label(self, images: Tensor) -> Tensor:
         """Return both networks' labels of images (B, 3, H, W): (B, 2, H, W) int64."""

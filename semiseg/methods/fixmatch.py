@@ -27,6 +27,7 @@ from semiseg.methods.common import (
     confident_share,
     cut_and_paste,
     cutmix_boxes,
+    judged,
     predict,
     pseudo_labelled,
     strong_view,
@@ -34,7 +35,7 @@ from semiseg.methods.common import (
     together,
     weak_view,
 )
-from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.network import Maps, SegmentationNetwork, size_of
 from semiseg.models.perturbations import channel_dropout, complementary_dropout
@@ -51,6 +52,7 @@ class Config(contract.Config):
     """
 
     by_parts: ClassVar[bool] = True
+    labels_weak_view: ClassVar[bool] = True
 
     # total loss: (L_x + strong_weight L_s + feature_weight L_fp) / 2; L_s and L_fp are divided by all pixels
     # that are not padding (fixmatch.py 166; unimatch.py 176-188)
@@ -143,6 +145,9 @@ class Method(contract.Method):
             "feature": feature,
             "confident": confident_share(weak.own.weights, weak.own.labels != IGNORE, config.threshold),
         }
+        own = weak.own
+        chosen = own.weights >= config.threshold
+        logs |= judged(unlabelled.get(TRUTH), own.labels, chosen, self.student.num_classes)
         return loss, {name: log.detach() for name, log in logs.items()}
 
     def after_step(self, step: int) -> None:

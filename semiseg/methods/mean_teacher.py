@@ -25,6 +25,7 @@ from semiseg.methods.common import (
     HardExamples,
     confident_share,
     cutmix_boxes,
+    judged,
     mix,
     predict,
     ramp_up,
@@ -32,7 +33,7 @@ from semiseg.methods.common import (
     supervised_loss,
     weak_view,
 )
-from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.network import SegmentationNetwork
 
@@ -48,6 +49,7 @@ class Config(contract.Config):
     """
 
     by_parts: ClassVar[bool] = True
+    labels_weak_view: ClassVar[bool] = True
 
     # total loss: L_sup + weight x ramp-up x share of confident pixels x consistency
     # 100 throughout (config.py 73, train.py 192); the paper, for images: 100 after a ramp-up. CutMix-Seg: 1.
@@ -118,6 +120,10 @@ class Method(contract.Method):
         # The teacher sees the weak view, the student its own view.
         images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
         targets = self._targets(images)
+        likeliest, labels = targets.max(dim=1)
+        counts = judged(
+            unlabelled.get(TRUTH), labels, likeliest >= config.threshold, self.student.num_classes
+        )
         if config.colours is not None:
             images = strong_view(images, config.colours)
         if config.cutmix is not None:
@@ -137,6 +143,7 @@ class Method(contract.Method):
 
         loss = supervised + config.weight * ramp_up(step, config.ramp_up_steps) * consistency
         logs = {"supervised": supervised, "consistency": consistency, "confident": confident}
+        logs |= counts
         return loss, {name: log.detach() for name, log in logs.items()}
 
     def after_step(self, step: int) -> None:

@@ -6,14 +6,14 @@ lists where it differs from the paper.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from semiseg.base import checks
-from semiseg.base.distributed import gathered, global_mean, summed, uniform
+from semiseg.base.distributed import following, gathered, global_mean, summed, uniform
 from semiseg.base.parameters import Geometry, Protocol
 from semiseg.losses import anchor_contrastive_loss, pixel_entropy, reliable_cross_entropy
 from semiseg.losses.unreliable import quantile
@@ -24,13 +24,15 @@ from semiseg.methods.common import (
     apart,
     cut_and_paste,
     cutmix_boxes,
+    judged,
+    mix,
     predict,
     pseudo_labelled,
     supervised_loss,
     together,
     weak_view,
 )
-from semiseg.methods.contract import IGNORE, Build, Labelled, Logs, Task, Unlabelled, View
+from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_queues import ClassQueues
 from semiseg.models.layers import Dropout, convolution
@@ -48,6 +50,8 @@ class Config(contract.Config):
     differs; the recipe ``u2pl-official`` sets all of these. "Configuration" is
     experiments/pascal/1464/ours/config.yaml; lines without a file are those of u2pl/utils/loss_helper.py.
     """
+
+    labels_weak_view: ClassVar[bool] = True
 
     # total loss: L_s + λ_u L_u + contrast_weight L_c, the latter two from a share of the run on
     contrast_weight: float = 0.1  # λ_c. Released: 1 (train_semi.py 518)
@@ -145,15 +149,19 @@ class Method(contract.Method):
         labelled images are learned.
         """
         assert unlabelled is not None
-        config = self.config
+        config, truth = self.config, unlabelled.get(TRUTH)
         if step < self.start:
             loss = supervised_loss(self.student(labelled.images), labelled.masks, config.hard_examples)
-            return loss, self._logs(loss)
+            nothing = torch.zeros_like(unlabelled["mask"])
+            return loss, {**self._logs(loss), **judged(truth, nothing, nothing, self.num_classes)}
 
         # The teacher labels the unlabelled images, and CutMix mixes both.
         images, padding = unlabelled["image"], unlabelled["mask"]
         weak = pseudo_labelled(images, padding, predict(self.teacher, images, training=False))
-        mixed = cut_and_paste(weak, cutmix_boxes(images, config.cutmix))
+        boxes = cutmix_boxes(images, config.cutmix)
+        mixed = cut_and_paste(weak, boxes)
+        if truth is not None:
+            truth = mix(truth, boxes, following(truth))
 
         # Both networks see all images. Padding has no pseudo-label and counts in no share; in the released
         # code it does. α_t falls by steps, there by epochs (train_semi.py 378, 397).
@@ -193,7 +201,8 @@ class Method(contract.Method):
             )
         )
         loss = supervised + unsupervised + config.contrast_weight * contrast
-        return loss, self._logs(supervised, unsupervised, contrast, global_mean(reliable.sum(), known.sum()))
+        logs = self._logs(supervised, unsupervised, contrast, global_mean(reliable.sum(), known.sum()))
+        return loss, {**logs, **judged(truth, mixed.labels, reliable, self.num_classes)}
 
     def after_step(self, step: int) -> None:
         # Before the start the teacher copies the student; in the released code its batch norm sees the

@@ -19,7 +19,7 @@ from semiseg.base.files import write_text
 from semiseg.base.parameters import Params
 from semiseg.base.paths import RESULTS, Run
 from semiseg.evaluation.record import Record
-from semiseg.report import collect, compare, foot, papers, reference, tables, trust
+from semiseg.report import collect, compare, foot, papers, pseudo_labels, reference, tables, trust
 from semiseg.report.collect import Results
 from semiseg.report.figures import kinds
 from semiseg.report.markup import one_line, to_html
@@ -149,6 +149,7 @@ def _grid(results: Results) -> Mapping[str, Any]:
         "last": tables.text_table(results, collect.last),
         "dense": False,
         "best": tables.text_table(results, collect.best) if begun else None,
+        "pseudo_labels": pseudo_labels.table(results),
         "warning": foot.warning(results),
         "missing": foot.missing(results),
         "notes": [*foot.notes(results), *(kinds.lacking(results) if begun else ())],
@@ -163,6 +164,7 @@ def _paper(paper: Paper) -> Mapping[str, Any]:
         "last": papers.text_table(paper),
         "dense": True,
         "best": None,
+        "pseudo_labels": None,
         "missing": papers.missing(paper),
         "notes": papers.notes(paper),
         **_evidence(paper.name, paper.table.title, paper.runs, paper.records),

@@ -9,8 +9,8 @@ from torch import Tensor
 from semiseg.base.parameters import RunConfig
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
-from semiseg.data.streams import Images, labelled_batches, unlabelled_batches
-from semiseg.methods.contract import Labelled, Unlabelled, View
+from semiseg.data.streams import Images, labelled_batches, truth_batches, unlabelled_batches
+from semiseg.methods.contract import TRUTH, Labelled, Unlabelled, View
 
 Batch = tuple[Labelled, Unlabelled | None]
 
@@ -20,11 +20,15 @@ def batches(
     dataset: PreparedDataset,
     split: Split,
     view: View | None,
+    judged: bool,
     device: torch.device,
     first: int,
     last: int,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps [first, last); without a ``view`` they hold labelled images only."""
+    """Yield the batches of steps [first, last); without a ``view`` they hold labelled images only.
+
+    If pseudo-labels are ``judged``, the view is common.weak_view, and its hidden mask is read beside it.
+    """
     protocol, seed = config.protocol, config.run.seed
     images = Images(dataset, protocol.image_cache_mib)
     if protocol.image_cache_mib:
@@ -43,6 +47,12 @@ def batches(
         images, split.unlabelled, view,
         protocol.unlabelled_batch, seed, first, last, protocol.workers,
     )  # fmt: skip
+    if judged:
+        truths = truth_batches(
+            images, split.unlabelled, protocol.geometry,
+            protocol.unlabelled_batch, seed, first, last, protocol.workers,
+        )  # fmt: skip
+        unlabelled = ({**views, TRUTH: truth} for views, truth in zip(unlabelled, truths, strict=True))
     for (crops, masks), views in zip(labelled, unlabelled, strict=True):
         yield on_device(crops, masks, views, device)
 

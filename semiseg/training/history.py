@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from semiseg.base import distributed
 from semiseg.base.files import written_whole
-from semiseg.methods.contract import Logs
+from semiseg.methods.contract import COUNTED, Logs
 from semiseg.training.divergence import Diverged
 
 PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
@@ -22,6 +22,11 @@ PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
 
 def _is_of_val(column: str) -> bool:
     return column.startswith("val_")
+
+
+def _is_told(name: str) -> bool:
+    """Return whether progress shows a log; the counts of pseudo-labels are too many."""
+    return not name.startswith(COUNTED)
 
 
 class History:
@@ -96,7 +101,8 @@ class History:
         self.read()
         if not self.unwritten:
             return
-        names = list(self.unwritten[0])
+        # Those of every step, as the protocol may have pseudo-labels judged from this sitting on.
+        names = [name for name in self.unwritten[0] if all(name in each for each in self.unwritten)]
         values = torch.tensor(
             [[each[name] for name in names] for each in self.unwritten], dtype=torch.float64
         )
@@ -139,7 +145,7 @@ class History:
                     raise Diverged(f"{self._title}: '{name}' is {value} at step {step}", step)
 
     def _tell(self, row: dict[str, float], names: list[str]) -> None:
-        losses = {name: f"{row[name]:.3f}" for name in names}
+        losses = {name: f"{row[name]:.3f}" for name in names if _is_told(name)}
         rate = f"{row['images_per_second']:.1f}"
         self._bar.set_postfix({"images/s": rate, **losses}, refresh=False)
         now, step = time.perf_counter(), int(row["step"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from semiseg.base import distributed, provenance
 from semiseg.base.files import remove_leftovers
 from semiseg.base.parameters import RunConfig
+from semiseg.data import prepared
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
@@ -61,7 +62,10 @@ def train(
     divergence.refuse_again(config)
     options = contract.configured(config.method, config.options, protocol)
     view = contract.views(config.method, options, protocol.geometry)
-    read = partial(batches, config, dataset, split, view, device)
+    judged = protocol.judge_pseudo_labels and options.labels_weak_view
+    if judged:
+        prepared.check_judged(dataset, split.unlabelled)
+    read = partial(batches, config, dataset, split, view, judged, device)
     identity = checkpoint.identify(config, dataset, split)
     with distributed.first_alone():  # it may set a broken checkpoint aside
         saved = checkpoint.load(run.checkpoints, identity)

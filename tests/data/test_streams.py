@@ -12,8 +12,10 @@ from torch import Tensor
 
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
+from semiseg.base.labels import IGNORE
 from semiseg.data import cache, streams
 from semiseg.data.prepared import PreparedDataset, open_dataset
+from semiseg.methods import common
 
 GEOMETRY = parameters.Geometry(48, (0.75, 1.5), 32)
 
@@ -83,6 +85,35 @@ def test_unlabelled_batches_stack_what_the_view_returns_and_read_no_mask(mini_pr
     for batch, same in zip(whole, by_workers, strict=True):
         assert batch.keys() == same.keys() == {"weak", "draw"}
         assert all(torch.equal(batch[name], same[name]) for name in batch)
+
+
+class Masks(streams.Images):
+    """Images whose every channel is the mask."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        super().__init__(dataset)
+        self.real = streams.Images(dataset)
+
+    def image(self, identifier: str) -> Tensor:
+        return self.real.pair(identifier)[1].expand(3, -1, -1).contiguous()
+
+    def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
+        image = self.image(identifier)
+        return image, image[0]
+
+
+@pytest.mark.parametrize("crop", [32, 64])  # of images of 48 pixels, which scale one leaves unblurred
+def test_the_truth_is_the_mask_of_the_weak_view(mini_project: Path, crop: int) -> None:
+    dataset = mini()
+    images, ids = Masks(dataset), dataset.ids("train")
+    geometry = parameters.Geometry(48, (1.0, 1.0), crop)
+    arguments = 4, 0, 1, 5, 0
+    views = streams.unlabelled_batches(images, ids, common.weak_view(geometry), *arguments)
+    truths = streams.truth_batches(images, ids, geometry, *arguments)
+    for view, truth in zip(views, truths, strict=True):
+        inside = view["mask"] != IGNORE
+        assert (truth[~inside] == IGNORE).all()
+        assert torch.equal(view["image"][:, 0][inside], truth[inside])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

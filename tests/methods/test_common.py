@@ -40,6 +40,25 @@ def farthest(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(np.abs(ranks[0] - ranks[1]).max())
 
 
+# --- pseudo-labels --------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_are_counted_by_true_class() -> None:
+    truth = torch.tensor([[[0, 0, 1], [1, 1, IGNORE]]], dtype=torch.uint8)
+    labels = torch.tensor([[[0, 1, 1], [1, 0, 1]]])
+    weights = torch.tensor([[[1.0, 0.5, 0.25], [0.0, 1.0, 1.0]]])
+    counts = {name: float(count) for name, count in common.judged(truth, labels, weights, 3).items()}
+    assert counts == {
+        "pixels_true_0": 2, "pixels_true_1": 3, "pixels_true_2": 0,
+        "pixels_labelled_0": 1.5, "pixels_labelled_1": 1.25, "pixels_labelled_2": 0,
+        "pixels_right_0": 1, "pixels_right_1": 0.25, "pixels_right_2": 0,
+    }  # fmt: skip
+
+
+def test_without_a_truth_nothing_is_counted() -> None:
+    assert common.judged(None, torch.zeros(1, 2, 2), torch.ones(1, 2, 2), 3) == {}
+
+
 # --- schedules ------------------------------------------------------------------------------------------
 
 

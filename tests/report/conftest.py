@@ -54,6 +54,7 @@ protocols:
     checkpoint_every: 500
     checkpoint_minutes: 15
     log_every: 50
+    judge_pseudo_labels: false
     workers: 0
     threads: 1
     image_cache_mib: 0

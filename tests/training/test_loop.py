@@ -88,6 +88,36 @@ def test_a_run_is_the_same_with_and_without_kept_images(
     assert plain["config_sha256"] == kept["config_sha256"]
 
 
+@pytest.mark.parametrize("recipe", ["cmb", "cps", "fixmatch", "mean_teacher", "u2pl"])
+def test_judged_pseudo_labels_are_counted_and_change_nothing(tiny: None, recipe: str) -> None:
+    plain = miniature.train(miniature.config(recipe))
+    rows = history(plain_run := miniature.config(recipe))
+    checkpoint.forget(plain_run.run.checkpoints)
+    seen = miniature.train(miniature.config(recipe, judge_pseudo_labels=True))
+    assert same_tensors(plain["last"], seen["last"])
+    assert plain["config_sha256"] == seen["config_sha256"]
+    counted = history(plain_run)
+    pd.testing.assert_frame_equal(counted[list(rows)], rows)
+    counts = [counted.filter(like=f"pixels_{kind}_") for kind in ("true", "labelled", "right")]
+    true, labelled, right = (each.to_numpy() for each in counts)
+    assert true.shape == (len(rows), 3)
+    assert (true.sum(axis=1) > 0).all()
+    assert ((right >= 0) & (right <= labelled) & (labelled <= true * (2 if recipe == "cps" else 1))).all()
+
+
+def test_images_without_masks_are_not_judged(tiny: None) -> None:
+    config = miniature.config("fixmatch", judge_pseudo_labels=True)
+    dataset, split = prepared.open_dataset("mini", config.dataset), splits.read(config.run.split, 0)
+    names = prepared.read_files(dataset.folder)
+    bare = dataset.layout.mask(split.unlabelled[0])
+    listed = dataset.folder / "files.txt"
+    kept = [line for line in listed.read_text().splitlines(keepends=True) if bare not in line]
+    assert len(kept) == len(names) - 1
+    listed.write_text("".join(kept))
+    with pytest.raises(UserError, match=f"{split.unlabelled[0]}.*judge_pseudo_labels"):
+        loop.train(config, dataset, split, CPU, Scoring.of(config, CPU))
+
+
 def test_a_model_names_the_revision_that_the_sitting_of_its_last_step_began_with(
     tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
