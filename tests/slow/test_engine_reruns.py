@@ -132,7 +132,7 @@ def test_prepared_data_that_changed_trains_again_in_both(finished: Path) -> None
     """Another image is another digest in the manifest, once the dataset is prepared again."""
     (finished / "data_holds").write_text("other images")
     succeed(finished, "pipeline.download", "camvid")
-    again = [run for run in runs(finished) if run.split == "camvid-small-1_8"]
+    again = [run for run in runs(finished) if run.split == "camvid-small-1_16"]
     by_snakemake, by_dvc = rerun(finished)
     assert of_runs(by_snakemake) == of_runs(by_dvc) == train_and_evaluate(again)
 
