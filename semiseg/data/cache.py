@@ -39,7 +39,7 @@ class SharedCache:
         self._table = _shared(len(self._rows) * (1 + DIMENSIONS) * 8).view(torch.int64)
         self._table = self._table.view(len(self._rows), 1 + DIMENSIONS).fill_(NOTHING)
         self._used = _shared(8).view(torch.int64)
-        self._lock = FORK.Lock()
+        self.lock = FORK.Lock()  # held while a place is reserved
 
     def get(self, key: str, read: Callable[[], Tensor]) -> Tensor:
         """Return the tensor kept for ``key``; else the one that ``read`` returns, kept if there is room.
@@ -64,7 +64,7 @@ class SharedCache:
 
         Nothing is copied under the lock, which is held briefly: a process may be killed at any moment.
         """
-        if not self._lock.acquire(timeout=PATIENCE):
+        if not self.lock.acquire(timeout=PATIENCE):
             return None
         try:
             place = int(self._used)
@@ -74,7 +74,7 @@ class SharedCache:
             self._used += size
             return place
         finally:
-            self._lock.release()
+            self.lock.release()
 
 
 def _shared(size: int) -> Tensor:

@@ -69,14 +69,14 @@ def directional_contrastive_loss(
         selected = selected & (positive_confidence > threshold)
     count = (overlap if normalize == "overlap" else selected).sum()
 
-    losses = _RowLosses.apply(
+    losses = RowLosses.apply(
         anchors, positives, temperature, selected,
         anchor_labels if negative_sampling else None, negatives, negative_labels, negative_valid,
     )  # fmt: skip
     return global_mean(losses.sum(), count)
 
 
-class _RowLosses(torch.autograd.Function):
+class RowLosses(torch.autograd.Function):
     """The loss of each selected row, −log( r⁺ / (r⁺ + Σ r⁻) ), (N,), and zero for the others.
 
     The N × M scores are never held together.

@@ -33,7 +33,7 @@ ROWS, COLUMNS, STEP, WIDTH = 64, 32, 32, 128
 def log_sums(pairs: Pairs) -> Tensor:
     """Return z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one or not selected."""
     found = pairs.anchors.new_full((len(pairs.anchors),), -torch.inf)
-    _launch(_log_sums, pairs, (found,), (triton.cdiv(len(found), ROWS),), {})
+    _launch(log_sums_kernel, pairs, (found,), (triton.cdiv(len(found), ROWS),), {})
     return found
 
 
@@ -46,7 +46,7 @@ def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
     rows, dim = means.shape
     width = min(WIDTH, max(16, triton.next_power_of_2(dim)))
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(dim, width))
-    _launch(_mean_negatives, pairs, (log_sums, means), grid, {"WIDTH": width})
+    _launch(mean_negatives_kernel, pairs, (log_sums, means), grid, {"WIDTH": width})
     return means
 
 
@@ -68,7 +68,7 @@ def _launch(
 
 
 @triton.jit
-def _log_sums(  # type: ignore[no-untyped-def]
+def log_sums_kernel(  # type: ignore[no-untyped-def]
     anchors,  # (N, D) over τ, in the type of the sums
     order,  # (N,) int64, the selected rows first
     count,  # (), their number
@@ -107,7 +107,7 @@ def _log_sums(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _mean_negatives(  # type: ignore[no-untyped-def]
+def mean_negatives_kernel(  # type: ignore[no-untyped-def]
     anchors,
     order,
     count,

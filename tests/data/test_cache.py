@@ -93,7 +93,7 @@ def test_a_process_that_died_with_the_lock_stops_nobody(monkeypatch: pytest.Monk
     monkeypatch.setattr(cache, "PATIENCE", 0.01)
     kept, source = SharedCache(SHAPES, 1000), Source()
     source(kept, "a")
-    worker = FORK.Process(target=kept._lock.acquire)
+    worker = FORK.Process(target=kept.lock.acquire)
     worker.start()
     worker.join()
     for key in ("a", "b", "b"):

@@ -52,7 +52,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"order": "*i64", "count": "*i64", "labels": "*i64", "negative_labels": "*i64"}
     types |= {"negative_valid": "*i1", "negatives": "*fp32", "num_negatives": "i32"}
-    for each in (kernel._log_sums, kernel._mean_negatives):
+    for each in (kernel.log_sums_kernel, kernel.mean_negatives_kernel):
         constants: dict[str, int | None] = {"DIM": 256, "WIDTH": kernel.WIDTH, "ROWS": kernel.ROWS}
         constants |= {"COLUMNS": kernel.COLUMNS, "STEP": kernel.STEP}
         if not given:
@@ -72,7 +72,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Refuses to bring anything to the host, and keeps the size of the largest result."""
+    """Refuses results on the host, and keeps the size of the largest result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class OnTheDevice(TorchDispatchMode):
 
 
 class Launches:
-    """Stands where a kernel does."""
+    """Stands in for a kernel and records its launches."""
 
     def __init__(self) -> None:
         self.made: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
@@ -103,20 +103,20 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     from semiseg.losses import directional_kernel
 
     found = Launches()
-    for name in ("_log_sums", "_mean_negatives"):
+    for name in ("log_sums_kernel", "mean_negatives_kernel"):
         monkeypatch.setattr(directional_kernel, name, found)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
     return found
 
 
 def on_a_gpu_without_values(rows: Rows, **options: Any) -> OnTheDevice:
-    """Both passes over fake CUDA tensors: what needs a value, or a size that hangs on one, raises."""
+    """Run both passes over fake CUDA tensors, which raise where a value, or a size that depends on one, is needed."""
     with FakeTensorMode(), OnTheDevice() as device:
         fake = {name: torch.empty(each.shape, dtype=each.dtype, device="cuda") for name, each in rows.items()}
         anchors = fake["anchors"].requires_grad_()
         device.elements = 0
         node = directional_contrastive_loss(**fake, **options).grad_fn
-        while node.name() != "_RowLossesBackward":
+        while node.name() != "RowLossesBackward":
             node = node.next_functions[0][0]
         gradient, *_ = node.apply(anchors.new_empty(len(anchors)))  # autograd's own engine wants a GPU
     assert gradient.shape == anchors.shape
@@ -133,10 +133,8 @@ def test_on_a_gpu_nothing_is_waited_for(
     rows = as_type(example(n=150, m=400, dim=130), dtype)
     device = on_a_gpu_without_values(rows, temperature=temperature, **options)
     assert device.elements == 150 * 130  # the gradients: no N × M
-    assert [grid for grid, _ in launches.made] == [
-        (3,),
-        (3, 2),
-    ]  # whatever is selected: by 64 rows, 128 dimensions
+    # By 64 rows and 128 dimensions, however many rows are selected.
+    assert [grid for grid, _ in launches.made] == [(3,), (3, 2)]
     for extra, (_, arguments) in enumerate(launches.made):
         assert sum(isinstance(each, Tensor) for each in arguments) == 6 + extra + options["negative_sampling"]
 
