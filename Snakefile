@@ -25,7 +25,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
-configfile: "params.yaml"  # after the check, for this would end a broken file with a traceback
+configfile: "params.yaml"  # after the check, because this answers a broken file with a traceback
 
 
 validate(config, "pipeline/params.schema.yaml", set_default=False)
@@ -33,14 +33,14 @@ STAGES = Stages(PARAMS)
 
 
 def escaped(text):
-    """Return text that Snakemake formats into itself: braces may stand in the name of the project's folder."""
+    """Return ``text`` with braces doubled, because Snakemake formats it: a folder's name may hold braces."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 ENVIRONMENT = escaped(str(Path(workflow.basedir, "environment.yaml")))
 
-# tee must not hide a failed stage. A signal that reaches the whole job is for the stage, which may save its work: the
-# shell waits for it, and tee writes until the stage ends.
+# tee must not hide a failed stage. On a signal to the whole job the stage may save its work: the shell waits for it, and
+# tee writes until it ends.
 shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
 if not workflow.deployment_settings.deployment_method:
     # Stages run under the Python that runs Snakemake, whether its environment is activated or not.
@@ -57,7 +57,7 @@ wildcard_constraints:
     grid="[^/]+",
 
 
-# Not a rule: every rule would depend on it, and run again with it.
+# Not a rule, because every rule would depend on it and run again with it.
 onstart:
     if subprocess.run([sys.executable, "pipeline/check.py"]).returncode != 0:
         raise WorkflowError("python pipeline/check.py refused params.yaml")

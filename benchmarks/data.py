@@ -1,4 +1,4 @@
-"""Images per second: decoded, augmented, delivered in batches, beside a plain PIL and torchvision dataset.
+"""Measure images per second: decoded, augmented, delivered in batches, beside a plain dataset.
 
 python -m benchmarks.data                     drawn images of VOC's size, in a temporary folder
 python -m benchmarks.data --dataset voc       a prepared dataset of params.yaml
@@ -33,7 +33,7 @@ BATCH = 8
 
 
 class Plain(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """What one writes first: PIL opens, torchvision resizes, crops and flips; nothing is kept."""
+    """The plain dataset: PIL opens, torchvision resizes, crops and flips; nothing is kept."""
 
     def __init__(self, dataset: PreparedDataset, ids: list[str], geometry: Geometry) -> None:
         self._dataset, self._ids, self._geometry = dataset, ids, geometry
@@ -61,7 +61,7 @@ class Plain(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def drawn(folder: Path, images: int) -> PreparedDataset:
-    """``images`` JPEG photographs' stand-ins of 500x375: smooth noise, with masks of blocks."""
+    """Draw ``images`` stand-ins for JPEG photographs of 500x375: smooth noise, with masks of blocks."""
     for part in (VOC.images, VOC.masks):
         (folder / part).mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def drawn(folder: Path, images: int) -> PreparedDataset:
 
 
 def rate(work: Callable[[], int]) -> float:
-    """Images per second of ``work``, which returns how many there were."""
+    """Return images per second of ``work``, which returns their number."""
     start = time.perf_counter()
     images = work()
     return images / (time.perf_counter() - start)
@@ -91,7 +91,7 @@ def decoded(dataset: PreparedDataset, ids: list[str]) -> int:
 
 
 def augmented(dataset: PreparedDataset, geometry: Geometry, opened: tuple[str, ...], ids: list[str]) -> int:
-    """A crop for each of ``ids``, of images that are decoded already: those of ``opened``, over and over."""
+    """Crop an image for each of ``ids``, from the decoded ones of ``opened`` in turn."""
     generator = torch.Generator().manual_seed(0)
     pairs = _pairs(dataset, opened)
     for place in range(len(ids)):
@@ -109,7 +109,7 @@ def _pairs(dataset: PreparedDataset, ids: tuple[str, ...]) -> list[tuple[torch.T
 
 
 def shared_out(work: Callable[[list[str]], int], ids: list[str], workers: int) -> tuple[float, float]:
-    """Images per second of two passes of ``work`` over ``ids``, dealt to ``workers`` processes."""
+    """Return images per second of two passes of ``work`` over ``ids``, dealt to ``workers`` processes."""
     shares = [ids[place::workers] for place in range(workers)]
     with get_context("fork").Pool(workers) as pool:
         first, second = (rate(lambda: sum(pool.map(work, shares, chunksize=1))) for _ in range(2))
@@ -117,7 +117,7 @@ def shared_out(work: Callable[[list[str]], int], ids: list[str], workers: int) -
 
 
 def delivered(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], epoch: int) -> tuple[float, float]:
-    """Images per second of two passes of ``epoch`` batches; the first has the workers' start in it."""
+    """Return images per second of two passes of ``epoch`` batches; the first includes the workers' start."""
     rates = []
     for _ in range(2):
         start = time.perf_counter()
@@ -148,7 +148,7 @@ def measure(
     print("| step | workers | images/s, first pass | images/s, second pass |")
     print("| --- | ---: | ---: | ---: |")
     opened = tuple(ids[:16])
-    _pairs(dataset, opened)  # before processes are forked, which then have them
+    _pairs(dataset, opened)  # before processes are forked, which then inherit them
     for number in workers:
         cases = {
             "decoded": partial(shared_out, partial(decoded, dataset), ids, number),
@@ -158,7 +158,7 @@ def measure(
             "delivered, plain": partial(plain, dataset, ids, geometry, number),
         }
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-        for _ in range(repeats):  # in turn, so that a machine that slows down slows all of them
+        for _ in range(repeats):  # in turn, so that a slower machine slows all cases
             for name, case in cases.items():
                 rates[name].append(case())
         for name, passes in rates.items():

@@ -1,4 +1,4 @@
-"""What the contrastive losses cost, beside their literal form: python -m benchmarks.losses.
+"""Measure the cost of the contrastive losses beside their literal form: python -m benchmarks.losses.
 
 Each case runs in a process of its own, so that its peak memory is its own: on the CPU the growth of the
 process's resident set over its inputs, on a GPU the allocator's peak over the inputs. Nothing is asserted.
@@ -22,14 +22,14 @@ from semiseg.losses import class_memory_loss, directional_contrastive_loss
 
 MIB = 2**20
 Step = tuple[Callable[[], Tensor], list[Tensor]]
-"""A forward pass that returns the loss, over inputs made already, and those of them that take a gradient."""
+"""A forward pass over prepared inputs that returns the loss, and the inputs that take a gradient."""
 
 
 # --- CMB: class-wise memory -----------------------------------------------------------------------------
 
 
 def class_memory(device: torch.device, literal: bool) -> Step:
-    """N = 52,488 pixels against M = 21 x 256 memory features of 256 numbers."""
+    """Return the case of N = 52,488 pixels against M = 21 x 256 memory features of 256 numbers."""
     n, num_classes, per_class, dim = 52_488, 21, 256, 256
     torch.manual_seed(0)
     predictions = torch.randn(n, dim, device=device, requires_grad=True)
@@ -52,7 +52,7 @@ def pairwise_class_memory_loss(
     memory_scores: Tensor,
     num_classes: int,
 ) -> Tensor:
-    """The same loss as printed: the distance of all pairs, weighted, the mean over those of one class."""
+    """Return the same loss as printed: the weighted distance of all pairs, a mean over those of one class."""
     member = labels == torch.arange(num_classes, device=labels.device)[:, None]  # (C, N)
     kept = memory_labels == torch.arange(num_classes, device=labels.device)[:, None]  # (C, M)
     weights = _mean_one(prediction_scores, labels, member)
@@ -76,7 +76,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {"selected first": directional_contras
 
 
 def directional(device: torch.device, n: int, m: int, form: str) -> Step:
-    """N positions, about half of them selected, against M negatives of 128 numbers and 21 classes."""
+    """Return the case of N positions, half of them selected, against M negatives of 128 numbers, 21 classes."""
     torch.manual_seed(0)
     anchors, positives, negatives = (
         normalize(torch.randn(rows, 128, device=device), dim=1) for rows in (n, n, m)
@@ -97,7 +97,7 @@ def literal_directional_loss(
     negatives: Tensor,
     negative_labels: Tensor,
 ) -> Tensor:
-    """The same loss as printed: all N x M scores, and then the masks."""
+    """Return the same loss as printed: all N x M scores, and then the masks."""
     positive = torch.exp((anchors * positives).sum(dim=1) / 0.1)
     others = torch.exp(anchors @ negatives.T / 0.1)  # (N, M)
     others = (others * (anchor_labels[:, None] != negative_labels)).sum(dim=1)
@@ -122,7 +122,7 @@ CASES: dict[str, Callable[[torch.device], Step]] = {
 
 
 def measure(case: str, device: torch.device, repeats: int) -> str:
-    """A row of the table: loss, milliseconds forward and backward (the fastest of all), peak memory."""
+    """Return a row of the table: loss, fastest milliseconds forward and backward, peak memory."""
     forward_pass, leaves = CASES[case](device)
     warm = torch.ones(8, 8, device=device, requires_grad=True)  # loads the libraries before memory is counted
     torch.autograd.grad((warm @ warm.double().float()).sum(), warm)
@@ -147,7 +147,7 @@ def _now(device: torch.device) -> float:
 
 
 def _memory(device: torch.device) -> float:
-    """Bytes in use now; the peak counts from here."""
+    """Return the bytes in use now, from which the peak counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

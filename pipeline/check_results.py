@@ -16,7 +16,7 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    # Here, for --help and ctrl-C need not wait for pandas.
+    # Imported here so that --help and ctrl-C need not wait for pandas.
     from semiseg.report import contributed
 
     found, problems = contributed.check(parameters.load())

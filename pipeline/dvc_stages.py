@@ -156,7 +156,7 @@ def stages(params: Params) -> str:
 
 
 def download(params: Params, name: str) -> str:
-    """Return the stage that prepares a dataset; it depends on the files of a folder of one's own."""
+    """Return the stage that prepares a dataset; it depends on the files of a user's own folder."""
     folder = sources.user_folder(params.datasets[name])
     own = "" if folder is None else f"\n      - {quoted(folder.as_posix())}"
     return DOWNLOAD.format(dataset=name, own=own)

@@ -20,7 +20,7 @@ def main() -> None:
     if len(names) != 3 or not all(names) or not names[2].isdecimal():
         raise UserError(f"'{arguments.run}': not a run; give <recipe>/<split>/<seed>")
     recipe, split, seed = names
-    # Here, for --help and ctrl-C need not wait for torch.
+    # Imported here so that --help and ctrl-C need not wait for torch.
     from semiseg.base.paths import Run
     from semiseg.evaluation import pack
 

@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.images) != (arguments.out is not None) or not (arguments.images or arguments.export):
         parser.error("give images and --out, or --export onnx FILE, or both")
-    # Here, for --help and ctrl-C need not wait for torch.
+    # Imported here so that --help and ctrl-C need not wait for torch.
     import torch
 
     from semiseg.base import parameters, paths

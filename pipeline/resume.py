@@ -1,6 +1,6 @@
 """Run a stage, and again while it ends with 75: python pipeline/resume.py pipeline/train.py <arguments>.
 
-Both engines put this before the stages that may end so, for neither looks at a status (docs/reliability.md).
+Both engines put this before training and evaluation, because neither looks at a status (docs/reliability.md).
 """
 
 import argparse
@@ -13,13 +13,13 @@ from types import FrameType
 from semiseg.base.errors import EXIT_TRY_AGAIN, one_line_errors
 from semiseg.base.processes import end_with_parent
 
-STARTS = 5  # at most
+STARTS = 5  # the most
 
 
 def resumed(command: list[str]) -> int:
-    """The status with which ``command`` ends at last, as a shell has it.
+    """Return the status with which ``command`` finally ends, as a shell gives it.
 
-    SIGTERM is handed on to it; a ctrl-C has reached it as well. Who was told to end starts nothing again.
+    SIGTERM is passed on to it; a ctrl-C reaches it anyway. Once told to stop, never restart.
     """
     told: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
@@ -38,7 +38,7 @@ def resumed(command: list[str]) -> int:
     for start in range(1, STARTS + 1):
         process = subprocess.Popen(command, preexec_fn=partial(end_with_parent, signal.SIGTERM))
         running[:] = [process]
-        hand_on()  # what has come meanwhile
+        hand_on()  # a signal that came in between
         status = process.wait()
         if status != EXIT_TRY_AGAIN or told or start == STARTS:
             break

@@ -1,7 +1,7 @@
 """Write and print a grid's table without its figures: python pipeline/tables.py <grid>.
 
 The table goes to results/tables/<grid>.csv, .md and .tex, and the figures of `dvc metrics show` to
-results/metrics/<grid>/. The name of a paper's table in results/reference/tables.yaml will do too.
+results/metrics/<grid>/. A paper's table of results/reference/tables.yaml can be named too.
 """
 
 import argparse

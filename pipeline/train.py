@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
-    # Here, for --help and ctrl-C need not wait for torch.
+    # Imported here so that --help and ctrl-C need not wait for torch.
     from semiseg.base import distributed, locks, parameters, paths
     from semiseg.data import prepared, splits
     from semiseg.evaluation.score import Scoring

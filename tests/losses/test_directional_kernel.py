@@ -110,7 +110,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 
 def on_a_gpu_without_values(rows: Rows, **options: Any) -> OnTheDevice:
-    """Run both passes over fake CUDA tensors, which raise where a value, or a size that depends on one, is needed."""
+    """Run both passes over fake CUDA tensors, which raise where a value or its size is needed."""
     with FakeTensorMode(), OnTheDevice() as device:
         fake = {name: torch.empty(each.shape, dtype=each.dtype, device="cuda") for name, each in rows.items()}
         anchors = fake["anchors"].requires_grad_()
