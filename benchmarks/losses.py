@@ -76,7 +76,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {"selected first": directional_contras
 
 
 def directional(device: torch.device, n: int, m: int, form: str) -> Step:
-    """Return the case of N positions, half of them selected, against M negatives of 128 numbers, 21 classes."""
+    """Return the case of N positions, half of them selected, against M negatives of 128 numbers."""
     torch.manual_seed(0)
     anchors, positives, negatives = (
         normalize(torch.randn(rows, 128, device=device), dim=1) for rows in (n, n, m)

@@ -1,8 +1,8 @@
 """Say what a grid will take before it is run: python pipeline/plan.py <grid>.
 
 It counts the runs that are done, names records that do not count and why, and estimates the hours and disk of
-the runs that are left from finished ones. With --measure it trains a few steps of each run that no finished one
-resembles.
+the runs that are left from finished ones. With --measure it trains a few steps of each run that no finished
+one resembles.
 """
 
 import argparse
