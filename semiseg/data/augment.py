@@ -230,6 +230,7 @@ def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     safe = torch.where(chroma > 0, chroma, 1)
     sector = torch.stack(((green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe))
     hue = sector.gather(0, largest.unsqueeze(0))[0] + 6 * turns.view(-1, 1, 1).to(images.dtype)
-    place = (torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-             + hue.unsqueeze(1)) % 6  # fmt: skip
+    # 5, 3, 1, made on the device: a list would be copied there, and the host would wait.
+    sectors = torch.arange(5, 0, -2, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    place = (sectors + hue.unsqueeze(1)) % 6
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp(0, 1)

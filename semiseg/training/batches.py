@@ -11,6 +11,7 @@ from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import Images, labelled_batches, truth_batches, unlabelled_batches
 from semiseg.methods.contract import TRUTH, Labelled, Unlabelled, View
+from semiseg.training.step import enough_memory_for_a_step
 
 Batch = tuple[Labelled, Unlabelled | None]
 
@@ -28,6 +29,7 @@ def batches(
     """Yield the batches of steps [first, last); without a ``view`` they hold labelled images only.
 
     If pseudo-labels are ``judged``, the view is common.weak_view, and its hidden mask is read beside it.
+    Raises UserError if the GPU's memory is too small.
     """
     protocol, seed = config.protocol, config.run.seed
     images = Images(dataset, protocol.image_cache_mib)
@@ -41,7 +43,9 @@ def batches(
     )  # fmt: skip
     if view is None:
         for crops, masks in labelled:
-            yield on_device(crops, masks, None, device)
+            with enough_memory_for_a_step(config, unlabelled=False):
+                batch = on_device(crops, masks, None, device)
+            yield batch
         return
     unlabelled = unlabelled_batches(
         images, split.unlabelled, view,
@@ -54,7 +58,9 @@ def batches(
         )  # fmt: skip
         unlabelled = ({**views, TRUTH: truth} for views, truth in zip(unlabelled, truths, strict=True))
     for (crops, masks), views in zip(labelled, unlabelled, strict=True):
-        yield on_device(crops, masks, views, device)
+        with enough_memory_for_a_step(config, unlabelled=True):
+            batch = on_device(crops, masks, views, device)
+        yield batch
 
 
 def on_device(images: Tensor, masks: Tensor, views: dict[str, Tensor] | None, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from semiseg.base.gpu_memory import enough_memory
 from semiseg.data import prepared, splits
 from semiseg.evaluation.score import Scoring
 from semiseg.methods import supervised
-from semiseg.training import checkpoint
+from semiseg.training import batches, checkpoint
 from semiseg.training import step as training_step
 from semiseg.training.divergence import Diverged
 from tests import miniature
@@ -157,6 +157,15 @@ def test_a_gpu_that_is_too_small(tiny: Path) -> None:
     assert said.startswith(f"{RUN}: ")
     assert all(key in said for key in ("protocols: mini", "labelled_batch", "crop", "precision"))
     assert same(train(), whole)  # another process has left the GPU meanwhile
+
+
+def test_a_gpu_that_is_too_small_for_a_batch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(batches, "on_device", run_out)
+    with pytest.raises(UserError, match=r"protocols: mini.*labelled_batch"):
+        train()
 
 
 def test_a_gpu_that_is_too_small_to_score() -> None:
