@@ -1,4 +1,4 @@
-"""The Chromium that the report is opened in: `python -m tests.browser` installs one where there is none."""
+"""Find the Chromium that opens the report: `python -m tests.browser` installs one if there is none."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def executable() -> str | None:
-    """The machine's own, else Playwright's; None where there is neither."""
+    """Return the machine's own Chromium, else Playwright's; None if there is neither."""
     found = next((path for path in map(shutil.which, NAMES) if path is not None), None)
     if found is not None:
         return found
@@ -23,7 +23,7 @@ def executable() -> str | None:
 
 
 def install() -> None:
-    """Debian's package where this user may install it, else Playwright's build."""
+    """Install Debian's package if this user may, else Playwright's build."""
     debian = platform.freedesktop_os_release()["ID"] == "debian" if sys.platform == "linux" else False
     if debian and os.geteuid() == 0:
         subprocess.run(["apt-get", "-qq", "update"], check=True)

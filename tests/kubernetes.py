@@ -1,7 +1,7 @@
 """Kubernetes' API on loopback: each job's pod is a process of this machine, in an empty folder of its own.
 
-Of a pod's specification only the container's command is obeyed; all that it asks for is kept to be looked at.
-`python -m tests.kubernetes` installs rsync, by which Snakemake copies, where there is none.
+Only the container's command is obeyed of a pod's specification; its requests are kept for tests to look at.
+`python -m tests.kubernetes` installs rsync, by which Snakemake copies, if there is none.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cluster:
-    """``place`` has a folder a pod, named after its job; the first ``removed`` pods are gone at once."""
+    """Each pod has a folder in ``place``, named after its job; the first ``removed`` pods vanish at once."""
 
     place: Path
     removed: int
@@ -71,7 +71,7 @@ class Cluster:
 
 @contextmanager
 def serve(place: Path, removed: int = 0) -> Iterator[tuple[Cluster, Path]]:
-    """A cluster that keeps its pods in ``place``, and the kubeconfig by which clients find it."""
+    """Yield a cluster that keeps its pods in ``place``, and the kubeconfig by which clients find it."""
     cluster = Cluster(place, removed)
 
     class Api(BaseHTTPRequestHandler):

@@ -33,7 +33,7 @@ CITY_VAL = ["frankfurt_000000_000294", "lindau_000001_000019"]
 
 
 def published(train: list[str], val: list[str]) -> dict[str, int | str]:
-    """The options of a source whose release has these ids."""
+    """Return the options of a source whose release has these ids."""
     lists = {"train": train, "val": val}
     digests = {
         f"{listed}_sha256": hashlib.sha256(lines(sorted(ids))).hexdigest() for listed, ids in lists.items()
@@ -42,7 +42,7 @@ def published(train: list[str], val: list[str]) -> dict[str, int | str]:
 
 
 def mask_of(identifier: str, size: tuple[int, int] = (40, 48)) -> NDArray[np.uint8]:
-    """A mask in the style of VOC: background, two of the 20 classes and a border of 255."""
+    """Draw a mask in the style of VOC: background, two of the 20 classes and a border of 255."""
     mask = np.zeros(size, dtype=np.uint8)
     first = int(hashlib.sha256(identifier.encode()).hexdigest(), 16) % 19 + 1
     mask[4:20, 4:30], mask[22:36, 10:44] = first, first + 1
@@ -98,7 +98,7 @@ def mat(mask: NDArray[np.uint8], name: str = "GTcls") -> bytes:
 
 
 def sbd_mask(identifier: str) -> NDArray[np.uint8]:
-    """SBD's own mask, which has no border."""
+    """Draw SBD's own mask, which has no border."""
     mask = mask_of(f"sbd {identifier}")
     mask[mask == 255] = 0
     return mask
@@ -116,7 +116,7 @@ def sbd_files() -> Files:
 
 
 def label_ids(identifier: str) -> NDArray[np.uint8]:
-    """Every id of Cityscapes' labelIds, 0 to 33, somewhere."""
+    """Draw a mask with every id of Cityscapes' labelIds, 0 to 33."""
     mask = np.arange(48 * 64).reshape(48, 64) // 16 % 34
     return np.roll(mask, len(identifier)).astype(np.uint8)
 
@@ -179,7 +179,7 @@ class Server:
         self.address = ""
 
     def downloads(self, *mirrors: str) -> dict[str, Download]:
-        """Every file by its md5 and size, from ``mirrors`` (paths of the server) and then from here."""
+        """Return a download of every file by md5 and size, from ``mirrors`` (paths of the server) or here."""
         return {
             name: Download(
                 tuple(f"{self.address}{mirror}/{name}" for mirror in (*mirrors, "")),

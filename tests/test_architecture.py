@@ -1,4 +1,4 @@
-"""The rules of docs/design.md that an import statement or a line of YAML could break."""
+"""Check the rules of docs/design.md that an import statement or a line of YAML could break."""
 
 import ast
 import sys
@@ -23,7 +23,7 @@ THIRD_PARTY = {
 
 
 def imported(file: Path) -> set[str]:
-    """The dotted names that ``file`` imports anywhere, ``from a import b`` as a.b."""
+    """Return the dotted names that ``file`` imports anywhere, ``from a import b`` as a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ ROOMS = ("base", "data", "losses", "models", "methods", "pretraining", "training
 
 
 def room(name: str) -> str:
-    """The room of a dotted name or path below semiseg."""
+    """Return the room of a dotted name or path below semiseg."""
     return name.removeprefix("semiseg").lstrip("./").replace("/", ".").partition(".")[0]
 
 

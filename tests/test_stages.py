@@ -1,4 +1,4 @@
-"""What each stage depends on: exactly the numbers, revisions and published figures that decide its result."""
+"""A stage depends on exactly the numbers, revisions and published figures that decide its result."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A segmentation network of a few convolutions, for tests of what stands around a network."""
+"""A segmentation network of a few convolutions, for tests of the code around a network."""
 
 from torch import Tensor, nn
 

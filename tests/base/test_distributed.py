@@ -16,7 +16,7 @@ ROWS = torch.arange(12.0).view(6, 2)  # of the whole batch
 
 
 def seen_by(rank: int) -> dict[str, Tensor]:
-    """Return what a process makes of its share of ROWS; the second one holds a third of the labels."""
+    """Return a process's results for its share of ROWS; the second one holds a third of the labels."""
     rows = distributed.own(ROWS).clone().requires_grad_()
     weights = torch.tensor([1.0, 10.0])[rank]
     (weights * distributed.summed(rows.sum(dim=0)).square().sum()).backward()

@@ -42,11 +42,11 @@ def test_a_held_run_names_its_process_and_is_free_when_that_is_killed(
         assert time.monotonic() - killed < 1
 
 
-NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start what is another user's
+NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start another user's process
 
 
 def ended_as(user: int) -> tuple[int, str]:
-    """The exit status of a process of ``user`` that holds the run for a moment, and what it says."""
+    """Hold the run for a moment in a process of ``user``; return its exit status and output."""
     reading, writing = os.pipe()
     process = multiprocessing.get_context("fork").Process(target=hold_as, args=(user, writing))
     process.start()

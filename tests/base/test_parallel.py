@@ -48,7 +48,7 @@ def die_at_100(number: int) -> int:
 
 
 def runs(number: int) -> bool:
-    """Whether there is such a process that has not ended."""
+    """Return whether such a process exists and has not ended."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Whatever stands in params.yaml, it is loaded or refused in one line, in less than two seconds."""
+"""Any params.yaml is loaded or refused in one line, in less than two seconds."""
 
 import copy
 import dataclasses
@@ -27,12 +27,12 @@ from tests import miniature
 Way = tuple[str | int, ...]
 """Keys and places that lead to a value of the tree."""
 
-SECONDS = 2.0  # of a processor, so that a busy machine does not count
+SECONDS = 2.0  # of processor time, which a busy machine does not lengthen
 seeded = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
-# Small, for it is read hundreds of times; methods whose checks look at the protocol.
+# Small, because it is read hundreds of times, with methods whose checks look at the protocol.
 TREE: dict[str, Any] = {
     **miniature.PARAMS,
     "grids": {"mini": {**miniature.PARAMS["grids"]["mini"], "recipes": ["cmb", "dcc", "cps-mixed"]}},
@@ -108,7 +108,7 @@ def refusal(text: str) -> str | None:
 
 
 def named(way: Way, said: str) -> bool:
-    """Whether a refusal names one of the last keys of ``way``; "protocol" stands for "protocols" too."""
+    """Return whether a refusal names a last key of ``way``; "protocol" stands for "protocols" too."""
     return any(str(key).removesuffix("s") in said for key in way[-3:] if isinstance(key, str))
 
 
@@ -203,7 +203,7 @@ def test_a_file_with_a_slip_of_the_pen_is_loaded_or_named(
 
 
 def merged(levels: int, width: int) -> str:
-    """Return maps of which each merges the one before ``width`` times."""
+    """Return maps that each merge the one before ``width`` times."""
     text = "x0: &x0 {a: 1}\n"
     for level in range(1, levels):
         text += f"x{level}: &x{level} {{<<: [{', '.join([f'*x{level - 1}'] * width)}], k{level}: 1}}\n"

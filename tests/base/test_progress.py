@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, pause: float) -> str:
-    """What work of 40 images writes; it need not last a second."""
+    """Return the output of work on 40 images; it need not last a second."""
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "PAUSE", pause)
     monkeypatch.setattr(progress, "DELAY", 0.0)

@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/whole; /short and /huge, which promise more than they send; /chunk, which breaks off; else 404."""
+    """Serves /whole; /short and /huge, which promise more than they send; /chunk, which breaks off."""
 
     def do_GET(self) -> None:
         if self.path == "/whole":
@@ -65,7 +65,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files() -> list[str]:
-    """All but the locks."""
+    """Return all files but the locks."""
     return sorted(str(path) for path in Path().rglob("*") if path.is_file() and path.suffix != ".lock")
 
 

@@ -17,7 +17,7 @@ def images(batch: int = BATCH) -> Tensor:
 
 
 def coordinates(batch: int) -> Pixels:
-    """Every pixel says where it is: colour (y, x, image), label its row, weight its column; all in order."""
+    """Return pixels that hold their place: colour (y, x, image), label the row, weight the column."""
     y = torch.arange(HEIGHT)[:, None].expand(HEIGHT, WIDTH)
     x = torch.arange(WIDTH)[None, :].expand(HEIGHT, WIDTH)
     colour = torch.stack((y / HEIGHT, x / WIDTH, torch.zeros(HEIGHT, WIDTH)))
@@ -214,7 +214,7 @@ def test_an_image_that_is_not_drawn_stays_itself() -> None:
 
 
 def striped(batch: int, classes: int) -> Pixels:
-    """Image i holds every class as vertical stripes, and padding; colour and weight name the image."""
+    """Return images of every class in vertical stripes, and padding; colour and weight name the image."""
     x = torch.arange(WIDTH).expand(batch, HEIGHT, WIDTH)
     labels = torch.where(x < 3, IGNORE, x % classes)
     owner = (torch.arange(batch) / batch).view(-1, 1, 1).expand(batch, HEIGHT, WIDTH)

@@ -1,4 +1,4 @@
-"""Kept tensors, in one process and over several."""
+"""A cache keeps tensors, in one process and across several."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ SHAPES = {"a": (3, 10, 10), "b": (3, 5, 20), "c": (10, 20), "d": (100,)}  # 300,
 
 
 class Source:
-    """Gives the value of a key and counts how often."""
+    """Makes the value of a key and counts how often."""
 
     def __init__(self) -> None:
         self.read = Counter[str]()

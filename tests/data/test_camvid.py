@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def release(kind: str = "PNG") -> Files:
-    """The files of the release, by name: its folders and as many as camvid.COUNTS, images of 3x2 pixels."""
+    """Return the release's files by name, as many as camvid.COUNTS, with images of 3x2 pixels."""
     image, mask = encoded(Image.new("RGB", (3, 2), (9, 99, 199)), kind), encoded(Image.fromarray(MASK), "PNG")
     suffix = {"PNG": "png", "JPEG": "jpg"}[kind]
     files = {}

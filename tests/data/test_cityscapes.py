@@ -62,12 +62,12 @@ def download_packages(*, session, package_names, destination_path, resume=False)
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, no account and no cityscapesScripts."""
+    """Enter an empty working directory without an account or cityscapesScripts."""
     monkeypatch.chdir(tmp_path)
     for name in ("SEMISEG_ARCHIVES", cityscapes.USER, cityscapes.PASSWORD):
         monkeypatch.delenv(name, raising=False)
     forget()
-    # Whatever a size or a digest says: each test has archives of its own.
+    # Accept any size and digest: each test has archives of its own.
     monkeypatch.setattr(cityscapes, "DOWNLOADS", dict.fromkeys(cityscapes.DOWNLOADS, Download()))
     yield tmp_path
     forget()
@@ -80,7 +80,7 @@ def forget() -> None:
 
 @pytest.fixture
 def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A stand-in for cityscapesScripts is installed; both archives are served to it."""
+    """Install a stand-in for cityscapesScripts, and serve both archives to it."""
     package = project / "site" / "cityscapesscripts" / "download"
     package.mkdir(parents=True)
     (package / "downloader.py").write_text(DOWNLOADER)
@@ -205,7 +205,7 @@ def test_a_package_that_is_whole_already_is_not_asked_for(
     place = Path("data/archives/.cityscapes.partial")
     place.mkdir(parents=True)
     for name, content in server.files.items():
-        (place / name).write_bytes(content)  # as a process leaves it that was killed at the end
+        (place / name).write_bytes(content)  # the leftovers of a process that was killed at the end
     monkeypatch.setattr(cityscapes, "DOWNLOADS", server.downloads())
     sources.prepare("cityscapes", CITYSCAPES)
     assert server.asked == []
@@ -213,7 +213,7 @@ def test_a_package_that_is_whole_already_is_not_asked_for(
 
 
 def spoiled(name: str) -> Files:
-    """An archive with one byte of a file's changed, which its check sum tells."""
+    """Return an archive with one byte of a file changed, which its check sum tells."""
     content = bytearray(releases.cityscapes_archives()[name])
     content[len(content) // 3] ^= 255
     return {name: bytes(content)}
@@ -235,7 +235,7 @@ def with_mask(content: bytes | None) -> Files:
 
 
 def renamed(old: str, new: str) -> Files:
-    """Both archives with an image and its masks under another name."""
+    """Return both archives with an image and its masks under another name."""
     return {
         name: releases.zipped({member.replace(old, new): content for member, content in files.items()})
         for name, files in zip(

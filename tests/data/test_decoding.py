@@ -21,7 +21,7 @@ def palette(mask: np.ndarray, colours: int = 256) -> Image.Image:
 
 
 def save_png(path: Path, size: tuple[int, int], bits: int, colour: int, rows: list[bytes]) -> None:
-    """A PNG written chunk by chunk: ``size`` (H, W), ``colour`` 0 for grey and 2 for RGB."""
+    """Write a PNG chunk by chunk: ``size`` (H, W), ``colour`` 0 for grey and 2 for RGB."""
     header = struct.pack(">IIBBBBB", size[1], size[0], bits, colour, 0, 0, 0)
     content = zlib.compress(b"".join(b"\0" + row for row in rows))
     with path.open("wb") as file:
@@ -33,7 +33,7 @@ def save_png(path: Path, size: tuple[int, int], bits: int, colour: int, rows: li
 
 
 def save_grey(values: np.ndarray, path: Path, bits: int) -> None:
-    """A greyscale PNG of 1, 2, 4 or 8 bits a pixel."""
+    """Write a greyscale PNG of 1, 2, 4 or 8 bits a pixel."""
     rows = ["".join(f"{value:0{bits}b}" for value in row) for row in values.tolist()]
     packed = [bytes(int(row[k : k + 8].ljust(8, "0"), 2) for k in range(0, len(row), 8)) for row in rows]
     save_png(path, values.shape, bits, 0, packed)
@@ -71,7 +71,7 @@ def test_an_image_of_few_grey_levels_keeps_its_range(bits: int, tmp_path: Path) 
 def test_an_image_is_read_as_it_is_shown(orientation: int, suffix: str, tmp_path: Path) -> None:
     stored = np.zeros((16, 32), dtype=np.uint8)
     stored[:8, :8], stored[8:, 24:] = 250, 120  # a bright top left and a grey bottom right corner
-    # EXIF 2.3, tag 274: where the stored first row and first column are shown.
+    # EXIF 2.3, tag 274: the shown places of the stored first row and first column.
     flip_rows, flip_columns, transpose = {
         1: (False, False, False),
         2: (False, True, False),
@@ -96,7 +96,7 @@ def test_an_image_of_more_than_8_bits_is_refused_and_never_clipped(tmp_path: Pat
     Image.fromarray(deep).save(tmp_path / "deep.png")
     save_png(tmp_path / "colour.png", (1, 2), 16, 2, [struct.pack(">6H", 0, 256, 4095, 65535, 1, 300)])
     with Image.open(tmp_path / "colour.png") as file:
-        assert file.mode == "RGB"  # Pillow halves its bits without a word
+        assert file.mode == "RGB"  # Pillow halves its bits silently
     for name in ("deep.png", "colour.png"):
         with pytest.raises(UserError, match=rf"{name}: has more than 8 bits a channel"):
             decode_image(tmp_path / name)

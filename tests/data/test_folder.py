@@ -27,7 +27,7 @@ def mask(values: np.ndarray = MASK) -> bytes:
 
 @pytest.fixture(autouse=True)
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """mine/: four training images, of which two have masks, and a validation image; the working directory."""
+    """Make mine/ in the working directory: four training images, two with masks, and a validation image."""
     monkeypatch.chdir(tmp_path)
     for folder in ("images/trip", "masks/trip"):
         (tmp_path / "mine" / folder).mkdir(parents=True)
@@ -211,7 +211,7 @@ def refused(words: str) -> str:
     line = str(refusal.value)
     assert "\n" not in line
     assert ".semiseg.partial" not in line
-    assert "download.py" not in line  # preparing again mends no file of the user's
+    assert "download.py" not in line  # preparing again cannot mend a user's file
     assert not any(path.is_dir() for path in Path("data").iterdir())
     return line
 

@@ -17,7 +17,7 @@ from semiseg.data.geometry import (
 
 
 def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """An image whose red is the mask's class times 100, in blocks of 8 pixels."""
+    """Return an image whose red is the mask's class times 100, in blocks of 8 pixels, and the mask."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     mask = ((rows // 8 + columns // 8) % 3).to(torch.uint8)
     return torch.stack([mask * 100, mask, mask]), mask
@@ -35,7 +35,7 @@ def test_the_long_side_is_as_asked_and_the_shape_kept(height: int, width: int, s
 
 
 def test_image_and_mask_are_scaled_about_the_same_points() -> None:
-    # A ramp: the mean of four neighbours lies at their centre, where the nearest mask pixel is taken from.
+    # A ramp: the mean of four neighbours lies at their centre, from which the nearest mask pixel is taken.
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1) * 2
     image, mask = resize_image(ramp.expand(3, -1, -1), 16), resize_mask(ramp, 16)
     difference = image[0, :, 2:-2].int() - mask[:, 2:-2].int()
@@ -75,7 +75,7 @@ def test_padding_is_the_mean_colour_and_255() -> None:
 
 
 def test_padding_after_the_crop_is_cropping_the_padded() -> None:
-    """What a crop of the padded whole shows, and where it lies, for images smaller and larger than it."""
+    """The crop shows the same, at the same place, for images smaller and larger than it."""
     for seed, (height, width) in enumerate([(10, 40), (40, 10), (10, 12), (40, 40)] * 8):
         image, mask = pair(height, width)
         geometry = Geometry(max(height, width), (1.0, 1.0), 24)

@@ -36,7 +36,7 @@ def pickled(order: list[int]) -> bytes:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Small lists are served: pairs (VOC, two images, seed 1), a city, and a permutation with its names."""
+    """Serve small lists: pairs (VOC, two images, seed 1), a city, and a permutation with its names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
     with releases.serving() as serving:
@@ -51,7 +51,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the families be those that the server has now."""
+    """Replace the families by those that the server has now."""
     files = {name: File(name, hashlib.sha256(body).hexdigest()) for name, body in server.files.items()}
     plain = {("voc", 2, 1): files["pairs.txt"], ("cityscapes", 1, 0): files["city.txt"]}
     permuted = {("voc", count, 1): files["order.pkl"] for count in (1, 4, 6)}

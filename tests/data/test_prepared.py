@@ -22,7 +22,7 @@ DATASET = parameters.Dataset("shapes", ("ground", "thing"))
 
 
 def own(folder: Path, layout: prepared.Layout = OWN) -> None:
-    """Two training images and one for validation; the second has no mask."""
+    """Make two training images and one for validation; the second has no mask."""
     for part in (layout.images, layout.masks, layout.lists):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for name in ("a", "b", "c"):
@@ -126,7 +126,7 @@ def test_other_settings_are_not_taken_for_the_prepared_ones(project: Path) -> No
     assert not prepared.is_prepared("mine", other)
     with pytest.raises(UserError, match=r"from other settings .*python pipeline/download\.py mine"):
         prepared.open_dataset("mine", other)
-    # where it is scored and how it is shared out say nothing about the files
+    # the scored list and the shares say nothing about the files
     shares = {"1/2": parameters.Share()}
     scored = parameters.Dataset("shapes", ("ground", "thing"), evaluate="test", background=0, shares=shares)
     assert prepared.is_prepared("mine", scored)
@@ -179,7 +179,7 @@ def test_what_training_could_not_read_has_no_manifest(project: Path, breaking: A
 
 
 def masks(**values: list[int]) -> None:
-    """Masks of one row for images a, c (4 pixels), in data/mine."""
+    """Write masks of one row for images a and c (4 pixels) to data/mine."""
     own(Path("data/mine"))
     for name, row in values.items():
         Image.fromarray(np.array([row] * 3, dtype=np.uint8)).save(f"data/mine/masks/{name}.png")

@@ -1,4 +1,4 @@
-"""Nothing is removed that the suite did not write."""
+"""Preparing removes only files that the suite wrote."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def own_folder(folder: Path) -> parameters.Dataset:
-    """A user's folder of ten images with their masks, and a file that no list names."""
+    """Make a user's folder of ten images with their masks, and a file that no list names."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for number in range(10):
@@ -38,7 +38,7 @@ def own_folder(folder: Path) -> parameters.Dataset:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder`` but locks."""
+    """Return every file below ``folder`` but locks."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(name: str, dataset: parameters.Dataset, words: str) -> None:
-    """Preparing is refused in one line, and no file is added, changed or removed anywhere."""
+    """Return the one line that refuses to prepare, after checking that no file anywhere has changed."""
     before = contents(Path())
     with pytest.raises(UserError, match=words) as refusal:
         sources.prepare(name, dataset)

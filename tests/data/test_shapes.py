@@ -53,7 +53,7 @@ def test_classes_never_touch_and_the_border_is_thin(project: Path) -> None:
         for axis in (0, 1):
             before, after = (np.take(mask, range(k, 63 + k), axis) for k in (0, 1))
             assert ((before == after) | (before == 255) | (after == 255)).all()
-        # Every border pixel lies beside a class: the border is at most two pixels wide.
+        # Every border pixel touches a class, so the border is at most two pixels wide.
         padded = np.pad(mask, 1, mode="edge")
         around = [padded[1:-1, 2:], padded[1:-1, :-2], padded[2:, 1:-1], padded[:-2, 1:-1]]
         lonely = (mask == 255) & np.logical_and.reduce([each == 255 for each in around])
@@ -90,7 +90,7 @@ def test_every_class_is_common_and_most_is_background(project: Path) -> None:
 
 
 def inside(name: str, points: list[tuple[float, float]]) -> list[bool]:
-    """Whether points, in radii from the centre, lie in a form."""
+    """Return whether points, in radii from the centre, lie in a form."""
     radius = 20 * shapes.UNIT
     u, v = (np.array([round(point[axis] * radius) for point in points]) for axis in (0, 1))
     return shapes.FORMS[name](u, v, radius).tolist()
@@ -123,7 +123,7 @@ def test_colour_points_at_a_class_but_does_not_give_it_away(project: Path) -> No
     for label in range(1, 7):
         away = (hue.astype(int) - round(256 * (label - 1) / 6) + 128) % 256 - 128
         alike = (abs(away) < 11) & (saturation > 128) & (labels != 255)
-        # Hue alone finds much of a form, misses some, and takes clutter and ground for it.
+        # Hue alone finds much of a form, misses some, and mistakes clutter and ground for it.
         assert 0.5 < alike[labels == label].mean() < 0.9
         assert 0.4 < (labels[alike] == label).mean() < 0.9
         assert (labels[alike] == 0).mean() > 0.1

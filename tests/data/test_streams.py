@@ -88,7 +88,7 @@ def test_unlabelled_batches_stack_what_the_view_returns_and_read_no_mask(mini_pr
 
 
 class Masks(streams.Images):
-    """Images whose every channel is the mask."""
+    """Stands in for Images: every channel of an image is its mask."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(dataset)
@@ -161,7 +161,7 @@ def test_batches_are_the_same_with_and_without_a_cache(
             yield from views.values()
 
     plain, kept = streams.Images(dataset), streams.Images(dataset, cache_mib)
-    for _ in range(2):  # the second time from what the first one kept
+    for _ in range(2):  # the second time from the first one's cache
         for one, other in zip(batches(plain), batches(kept), strict=True):
             assert torch.equal(one, other)
 

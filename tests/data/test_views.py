@@ -17,7 +17,7 @@ IOU = (0.1, 1.0)
 
 
 def coordinates(height: int, width: int) -> Tensor:
-    """(2, H, W) int64: every pixel holds its own row and column, counted from 1; 0 is padding."""
+    """Return (2, H, W) int64: every pixel holds its row and column, counted from 1; 0 is padding."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack((y, x)) + 1
 
@@ -28,7 +28,7 @@ def inside(crop: Tensor, box: Box) -> Tensor:
 
 
 def extent(crop: Tensor) -> tuple[list[int], list[int]]:
-    """The first and the last row and column of the image that a crop shows."""
+    """Return the first and the last row and column of the image that a crop shows."""
     shown = crop[:, (crop > 0).all(dim=0)]
     return shown.amin(dim=1).tolist(), shown.amax(dim=1).tolist()
 
@@ -38,7 +38,7 @@ def integer(low: int, high: int, generator: torch.Generator) -> int:
 
 
 def iou(crop1: Tensor, crop2: Tensor, size: int) -> float:
-    """Of the two squares, from where their corners lie in the image."""
+    """Return the squares' intersection over union, from the places of their corners in the image."""
     down, right = (crop2[:, 0, 0] - crop1[:, 0, 0]).abs().tolist()
     intersection = max(0, size - down) * max(0, size - right)
     return intersection / (2 * size**2 - intersection)
@@ -68,7 +68,7 @@ def test_both_boxes_show_the_same_pixels_for_a_thousand_sizes() -> None:
         assert IOU[0] <= iou(crop1, crop2, size) <= IOU[1]
         assert ((crop2[:, 0, 0] - crop1[:, 0, 0]) % stride == 0).all()
 
-        # nothing of the overlap is left out but what fills no whole stride
+        # the box covers the overlap down to whole strides
         (top1, left1), (bottom1, right1) = extent(crop1)
         (top2, left2), (bottom2, right2) = extent(crop2)
         rows = max(0, min(bottom1, bottom2) - max(top1, top2) + 1)
@@ -77,7 +77,7 @@ def test_both_boxes_show_the_same_pixels_for_a_thousand_sizes() -> None:
         smaller += height < size or width < size
         empty += one.numel() == 0
         moved += not torch.equal(crop1, crop2)
-    assert smaller > 100  # the examples hold all cases
+    assert smaller > 100  # the examples cover all cases
     assert empty > 0
     assert moved > 300
 

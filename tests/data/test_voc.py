@@ -26,7 +26,7 @@ SBD = "benchmark_RELEASE/dataset"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Both archives are served; the working directory is empty."""
+    """Serve both archives, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
     with releases.serving() as serving:
@@ -36,7 +36,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def data_files() -> list[str]:
-    """All below data/ but locks."""
+    """Return all files below data/ but locks."""
     return sorted(str(path) for path in Path("data").rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_nothing(server: Server) -> None:
 
 
 def hostile(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Files:
-    """VOC's archive with a member of its own."""
+    """Return VOC's archive with one more member."""
     info = tarfile.TarInfo(f"{TOP}/JPEGImages/{name}")
     info.type, info.linkname, info.size = kind, link, 4 if kind == tarfile.REGTYPE else 0
     return {voc.VOC_ARCHIVE: releases.tar(releases.voc_files(), info)}
@@ -178,12 +178,12 @@ def lacking(name: str, archive: str, files: Files) -> Files:
 
 
 def with_mask(content: bytes) -> Files:
-    """SBD's archive with another mask."""
+    """Return SBD's archive with another mask."""
     return {voc.SBD_ARCHIVE: releases.tar({**releases.sbd_files(), f"{SBD}/cls/2008_000003.mat": content})}
 
 
 def with_list(ids: list[str]) -> Files:
-    """SBD's archive with another training list, whose masks are there."""
+    """Return SBD's archive with another training list, whose masks it has."""
     masks = {f"{SBD}/cls/{each}.mat": releases.mat(releases.sbd_mask(each)) for each in ids}
     files = {**releases.sbd_files(), **masks, f"{SBD}/train.txt": releases.lines(ids)}
     return {voc.SBD_ARCHIVE: releases.tar(files, mode="w:gz")}

@@ -26,7 +26,7 @@ from tests.tiny import tiny_network
 
 
 def history(rows: int, validated: list[int]) -> pd.DataFrame:
-    """A row every 10 steps whose loss is its number; mIoU at the rows ``validated``."""
+    """Return a row every 10 steps whose loss is its number, with mIoU at the rows ``validated``."""
     miou = [row / rows if row in validated else None for row in range(rows)]
     return pd.DataFrame(
         {"step": range(10, 10 * rows + 1, 10), "loss": map(float, range(rows)), "val_miou_student": miou}
@@ -75,7 +75,7 @@ def test_the_short_history_is_rounded_and_a_missing_one_named(
 
 @pytest.fixture
 def config(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A run that is trained."""
+    """Train a run and return its configuration."""
     for module in (training_step, trained):
         monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_network(num_classes))
     config = miniature.config("cmb")

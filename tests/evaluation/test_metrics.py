@@ -56,7 +56,7 @@ def test_rows_are_the_target():
 
 
 def test_counting_never_reads_a_value_on_the_host():
-    # A meta tensor has no values: whatever would wait for one fails.
+    # A meta tensor has no values, so an operation that waits for one fails.
     pixels = torch.zeros(2, 5, 7, dtype=torch.int64, device="meta")
     assert confusion_matrix(pixels, pixels, 4).shape == (4, 4)
     with pytest.raises((NotImplementedError, RuntimeError)):
@@ -129,7 +129,7 @@ def test_true_negatives_of_a_billion_pixels():
 
 
 def drawn(classes: int, height: int, width: int, seed: int) -> Prediction:
-    """A random prediction and mask of patches of 4 x 4 pixels, some of them ignored."""
+    """Draw a prediction and a mask of patches of 4 x 4 pixels, some of them ignored."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = -(-height // 4), -(-width // 4)
 

@@ -37,7 +37,7 @@ PROVENANCE = Provenance(
 
 
 def made() -> Record:
-    """A record of two networks, the first of them the headline."""
+    """Return a record of two networks, the first of them the headline."""
     left, right = (score(torch.tensor(matrix), CLASSES) for matrix in (LEFT, RIGHT))
     return Record(
         recipe=RUN.recipe,

@@ -23,14 +23,14 @@ SCORING = Scoring(3, CPU, "fp32")
 
 
 class Eye(Backbone):
-    """Sees the normalised image itself."""
+    """A backbone whose map is the normalised image."""
 
     def forward(self, images: Tensor) -> Maps:
         return (images,)
 
 
 class Only(nn.Module):
-    """Takes the only map as features."""
+    """A decoder whose features are the only map."""
 
     def forward(self, maps: Maps) -> Tensor:
         (features,) = maps
@@ -38,7 +38,7 @@ class Only(nn.Module):
 
 
 def brightest_channel() -> SegmentationNetwork:
-    """Predicts the channel, as a class of three, that is brightest at each pixel."""
+    """Return a network of three classes that predicts the brightest channel at each pixel."""
     classifier = nn.Conv2d(3, 3, 1)
     network = SegmentationNetwork(
         Eye(), Only(), classifier, num_classes=3, feature_channels=3, feature_stride=1
@@ -58,7 +58,7 @@ def constant(guess: int) -> SegmentationNetwork:
 
 
 def image_of(ids: Tensor) -> Tensor:
-    """An image that shows class ids (H, W) as its brightest channel."""
+    """Return an image that shows class ids (H, W) as its brightest channel."""
     return (nn.functional.one_hot(ids, 3).permute(2, 0, 1) * 200).to(torch.uint8)
 
 
@@ -228,7 +228,7 @@ def test_windows_cover_a_side_and_end_at_its_edge(length: int, stride: int) -> N
 
 
 def windowed(network: SegmentationNetwork, image: Tensor, window: int, stride: int) -> Tensor:
-    """The mean probability over the windows that see a pixel, (C, H, W), window by window."""
+    """Return the mean probability over the windows that see a pixel, (C, H, W), window by window."""
     _, height, width = image.shape
     total, seen = torch.zeros(3, height, width), torch.zeros(height, width)
     for top in starts(height, window, stride):

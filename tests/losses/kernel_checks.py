@@ -27,7 +27,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TOLERANCE = 1e-6 if INTERPRETED else 5e-6  # three TF32 products are not quite a float32 one
 ALL = {"directional": False, "positive_filter": False}
-MASKS = ({}, ALL, ALL | {"negative_sampling": False})  # what differs for the kernel
+MASKS = ({}, ALL, ALL | {"negative_sampling": False})  # cases that differ for the kernel
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    """On the GPU, whatever waits for it raises."""
+    """Let waiting for the GPU raise, if there is one."""
     if INTERPRETED:
         yield
         return

@@ -16,7 +16,7 @@ Rows = dict[str, Tensor]
 
 
 def example(n: int = 14, m: int = 23, dim: int = 6, seed: int = 0) -> Rows:
-    """Float64 rows; confidences tie at some positions, one lies on the threshold, labels are few."""
+    """Draw float64 rows: some confidences tie, one lies on the threshold, labels are few."""
     generator = torch.Generator().manual_seed(seed)
 
     def unit(rows: int) -> Tensor:
@@ -57,7 +57,7 @@ def reference(
     negative_sampling: bool = True,
     normalize: str = "overlap",
 ) -> tuple[float, Tensor]:
-    """The loss as printed, and its gradient by the anchors, pair by pair in float64."""
+    """Return the loss as printed, and its gradient by the anchors, pair by pair in float64."""
     anchors, positives, negatives = (
         rows[name].detach().double() for name in ("anchors", "positives", "negatives")
     )

@@ -20,7 +20,7 @@ def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def by_loops(logits: Tensor, labels: Tensor, threshold: float) -> tuple[Tensor, int, int]:
-    """The sum of −log p over pixels with p < η, the number of these, and that of all labelled pixels."""
+    """Return the sum of −log p over pixels with p < η, their number, and that of all labelled pixels."""
     total, kept, labelled = torch.zeros((), dtype=torch.float64), 0, 0
     for b, y, x in torch.cartesian_prod(*map(torch.arange, labels.shape)).tolist():
         if labels[b, y, x] == IGNORE:

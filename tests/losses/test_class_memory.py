@@ -21,7 +21,7 @@ def by_loops(
     num_classes: int,
     least: int = 1,
 ) -> Tensor:
-    """The equations, one pair at a time: D = w_p w_z (1 − cos(p, z)), weights of mean one in a class."""
+    """Compute the loss pair by pair: D = w_p w_z (1 − cos(p, z)), weights of mean one in a class."""
     total = torch.zeros((), dtype=torch.float64)
     for c in range(num_classes):
         ours = [i for i in range(len(labels)) if labels[i] == c]
@@ -42,7 +42,7 @@ def by_loops(
 
 
 def example(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Class 0 has one pixel, class 1 no memory, class 2 no pixel, class 3 one memory, class 4 many."""
+    """Draw a case: class 0 has one pixel, 1 no memory, 2 no pixel, 3 one memory, 4 many."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 1, 1, 3, 3, 3, 4, 4, 4, 4, 4, 255, 255, -1, 7])
     memory_labels = torch.tensor([0, 0, 2, 2, 3, 4, 4, 4, 4, 255, 255])
@@ -67,7 +67,7 @@ def in_double(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def close(ours: Tensor, theirs: Tensor, relative: float) -> bool:
-    """Within ``relative`` of the largest entry."""
+    """Return whether all entries agree within ``relative`` of the largest one."""
     return bool((ours.double() - theirs).abs().max() <= relative * theirs.abs().max())
 
 
@@ -162,7 +162,7 @@ def test_scores_count_only_relative_to_their_class() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor made inside."""
+    """Keeps the size of the largest tensor made inside."""
 
     elements = 0
 

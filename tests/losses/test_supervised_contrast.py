@@ -11,7 +11,7 @@ DIM = 6
 
 
 def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Class 0 has one valid row, class 1 two, class 2 four; class 3 has none that counts."""
+    """Draw a case: class 0 has one valid row, class 1 two, class 2 four, class 3 none."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([2, 1, 0, 2, 3, 2, 1, 2, 1, -1])
     valid = torch.tensor([1, 1, 1, 1, 0, 1, 1, 1, 0, 0], dtype=torch.bool)
@@ -19,7 +19,7 @@ def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]
 
 
 def by_loops(z: Tensor, labels: Tensor, valid: Tensor, temperature: float, denominator: str) -> Tensor:
-    """One anchor and one positive at a time, as both papers write them."""
+    """Compute both papers' losses, one anchor and one positive at a time."""
     rows = [i for i in range(len(labels)) if valid[i]]
     total = torch.zeros((), dtype=torch.float64)
     for i in rows:

@@ -69,7 +69,7 @@ CLASSES, ANCHORS, NEGATIVES, DIM = 4, 3, 5, 6
 
 
 def contrast_example() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Class 0 has all anchors, class 1 one, class 2 none."""
+    """Draw a case: class 0 has all anchors, class 1 one, class 2 none."""
     generator = torch.Generator().manual_seed(0)
     anchors = 3 * torch.randn(CLASSES, ANCHORS, DIM, generator=generator)
     valid = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Runs recordings of the authors' code through this project's methods and measures how far the two part.
+"""Run recordings of the authors' code through this project's methods, and measure the differences.
 
 tests/methods/recordings/README.md says what the recordings hold.
 """
@@ -63,7 +63,7 @@ class Differences:
         self.counts[what] = self.counts.get(what, 0) + differ
 
     def beyond(self, limit: float) -> dict[str, float]:
-        """Return what differs by more than ``limit``, and every count that does."""
+        """Return the differences beyond ``limit``, and every count that is not zero."""
         far = {what: value for what, value in self.relative.items() if not value <= limit}
         return {**far, **{what: value for what, value in self.counts.items() if value}}
 

@@ -69,7 +69,7 @@ def test_the_consistency_counts_by_its_ramped_weight(step: int, risen: float, we
 
 
 def reached(method: Method) -> set[str]:
-    """The parts that a gradient other than zero reached."""
+    """Return the parts that a gradient other than zero reached."""
     return {
         ".".join(name.split(".")[: 2 if name.startswith("student") else 1])
         for name, parameter in method.named_parameters()
@@ -136,7 +136,7 @@ class Recorder(nn.Module):
 
 
 def perturbed(method: Method) -> tuple[Tensor, Tensor]:
-    """Features (B, D, h, w) of a step and what its decoders saw of them (B, K, D, h, w)."""
+    """Return the features (B, D, h, w) of a step and its decoders' inputs (B, K, D, h, w)."""
     method.auxiliary = Recorder(method.auxiliary)
     take_step(method)
     with torch.no_grad():
@@ -287,7 +287,7 @@ def recorded_network() -> SegmentationNetwork:
 
 
 def by_released_name(method: Method) -> dict[str, Tensor]:
-    """Our parameters, or views of them, by the released code's names."""
+    """Return our parameters, or views of them, by the released code's names."""
     ours = dict(method.student.named_parameters())
     parts = {
         "backbone.layers": "encoder.base",

@@ -162,7 +162,7 @@ CONFIDENCE = [0.99, 0.99, 0.99, 0.99, 0.90, 0.99, 0.96]
 
 
 def entered(budget: int, **changes: Any) -> list[float]:
-    """What class 1's memory holds after the example's step."""
+    """Return the contents of class 1's memory after the example's step."""
     method = learner(dim=3, **changes)
     method.memory.count.zero_()
     odds = torch.tensor(CONFIDENCE)
@@ -242,7 +242,7 @@ def test_the_budget_of_a_step(
 
 
 def reached(method: Method) -> set[str]:
-    """The submodules that a gradient other than zero reached."""
+    """Return the submodules that a gradient other than zero reached."""
     return {
         name.split(".")[0]
         for name, parameter in method.named_parameters()
@@ -302,7 +302,7 @@ def test_the_spread_of_the_attention_is_that_of_each_classs_weights() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 3, 0, IGNORE, -1])
     scores = torch.tensor([0.2, 0.4, 0.9, 0.5, 0.5, 0.7, 0.1, 0.9, 0.1])
     spreads = []
-    for each in (0, 2, 3):  # class 1 is not there
+    for each in (0, 2, 3):  # class 1 is absent
         weights = scores[labels == each] / scores[labels == each].mean()
         spreads.append(weights.std(correction=0).item())
     assert spreads[1] == 0

@@ -29,12 +29,12 @@ def boxes(cutmix: CutMix, count: int, side: int = SIDE) -> Tensor:
 
 
 def sides(masks: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The height and width of one box in each mask, as shares of its sides."""
+    """Return the height and width of one box in each mask, as shares of its sides."""
     return masks.any(dim=2).double().mean(dim=1).numpy(), masks.any(dim=1).double().mean(dim=1).numpy()
 
 
 def farthest(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The largest distance of two samples' distribution functions (Kolmogorov and Smirnov's)."""
+    """Return the largest distance of two samples' distribution functions (Kolmogorov-Smirnov)."""
     both = np.concatenate((one, other))
     ranks = [np.searchsorted(np.sort(each), both, side="right") / len(each) for each in (one, other)]
     return float(np.abs(ranks[0] - ranks[1]).max())
@@ -107,7 +107,7 @@ def test_a_probability_of_zero_turns_a_change_off(name: str) -> None:
 
 
 def redrawn_boxes(cutmix: CutMix, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """UniMatch's law, literally: an area, then aspect and corner until the box lies inside."""
+    """Draw boxes literally as UniMatch: an area, then aspect and corner until the box lies inside."""
     rng, found = random.Random(0), []
     assert cutmix.aspect is not None
     for _ in range(count):
@@ -127,7 +127,7 @@ def redrawn_boxes(cutmix: CutMix, count: int) -> tuple[NDArray[np.float64], NDAr
 def test_area_and_aspect_of_boxes_with_a_range_of_aspects(cutmix: CutMix) -> None:
     height, width = sides(boxes(cutmix, 2000, side=128))
     tall, wide = redrawn_boxes(cutmix, 40_000)
-    limit = 1.63 * math.sqrt(1 / 2000 + 1 / 40_000)  # a same law exceeds it once in a hundred times
+    limit = 1.63 * math.sqrt(1 / 2000 + 1 / 40_000)  # samples of one law exceed it once in a hundred times
     assert farthest(height, np.round(128 * tall) / 128) < limit
     assert farthest(height / width, np.round(128 * tall) / np.round(128 * wide)) < limit
     assert (height * width).min() >= cutmix.area[0] - 0.01
@@ -145,7 +145,7 @@ def test_a_box_without_a_range_of_aspects_is_log_uniform_over_all_shapes() -> No
 
 
 def toggled_boxes(cutmix: CutMix, count: int, side: int) -> NDArray[np.float64]:
-    """The share that several log-uniform boxes paste, each of which toggles what it covers."""
+    """Return the share pasted by several log-uniform boxes, each of which toggles its area."""
     rng, found = random.Random(0), []
     for _ in range(count):
         mask = np.zeros((side, side), dtype=bool)
@@ -243,7 +243,7 @@ def test_batches_go_together_and_apart_again(sizes: tuple[int, ...]) -> None:
         common.together(*(batch.unflatten(0, (shares, -1))[rank] for batch in batches))
         for rank in range(shares)
     ]
-    assert torch.equal(torch.cat(blocks), joined)  # what processes join are blocks of what one joins
+    assert torch.equal(torch.cat(blocks), joined)  # the processes' joined rows are blocks of one process's
 
 
 # --- the supervised loss --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the training loop relies on, for every method and for two that were written for this test."""
+"""Every method, and two written for this test, keep the contract that the training loop relies on."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 2, 32
 STEPS = 10_000
-MOMENTS = (0, 1_500, 2_500, 9_999)  # before, while and after the papers' schedules set in
+MOMENTS = (0, 1_500, 2_500, 9_999)  # before, during and after the start of the papers' schedules
 TASK = Task(STEPS, labelled_images=4, background=0, unlabelled_images=12)
 RATES = Rates(backbone=0.001, head=0.01)
 PROTOCOL: Protocol = dataclasses.replace(
@@ -88,7 +88,7 @@ def test_a_step_gives_a_finite_loss_and_the_same_detached_logs(name: str) -> Non
         seen.add(tuple(logs))
         learner.after_step(step)
     assert len(seen) == 1
-    assert not {"loss", "gradient_norm"} & set(seen.pop())  # the loop's own
+    assert not {"loss", "gradient_norm"} & set(seen.pop())  # which the loop adds itself
 
 
 def test_gradients_reach_all_of_a_trained_network_and_nothing_of_a_teacher(name: str) -> None:

@@ -38,13 +38,13 @@ def learner(**changes: Any) -> Method:
 
 
 def cross_entropy_by_hand(found: Array, labels: Array) -> float:
-    """The mean of −log p over the pixels that have a label."""
+    """Return the mean of −log p over the pixels that have a label."""
     places = [place for place in np.ndindex(labels.shape) if labels[place] != IGNORE]
     return -sum(np.log(found[i, labels[i, y, x], y, x]) for i, y, x in places) / len(places)
 
 
 def literal(method: Method, labelled: Labelled, unlabelled: dict[str, Tensor]) -> tuple[float, float]:
-    """L_s = ℓ(p1, y) + ℓ(p2, y) and L_cps = ℓ(p1, ŷ2) + ℓ(p2, ŷ1) of a step of ``method``."""
+    """Return L_s = ℓ(p1, y) + ℓ(p2, y) and L_cps = ℓ(p1, ŷ2) + ℓ(p2, ŷ1) of a step of ``method``."""
     config = method.config
     students = [copy.deepcopy(each) for each in (method.first, method.second)]
     labellers = [copy.deepcopy(each) for each in (method.first, method.second)]

@@ -31,7 +31,7 @@ LOSS = {
 
 
 def learner(**changes: Any) -> Method:
-    """A method whose student is unsure here and sure there: confidences lie on both sides of γ."""
+    """Return a method whose student's confidences lie on both sides of γ."""
     torch.manual_seed(0)
     student = tiny_network(CLASSES)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def labelled() -> Labelled:
 
 
 def unlabelled(seed: int = 2, **changes: Any) -> dict[str, Tensor]:
-    """Views as the loader gives them; the second image is narrower than a crop."""
+    """Return views as the loader gives them; the second image is narrower than a crop."""
     generator = torch.Generator().manual_seed(seed)
     view = views(Config(**changes), GEOMETRY)
     seen = []
@@ -67,7 +67,7 @@ def take_step(method: Method, step: int = STEP, seed: int = 2) -> tuple[Tensor, 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are seen as they are."""
+    """Switch the colour changes off."""
     monkeypatch.setattr(Method, "augmented", lambda method, images: images)
 
 
@@ -75,7 +75,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def literal_views(method: Method, batch: Unlabelled, pooled: bool) -> list[dict[str, Any]]:
-    """What the student makes of each view, its overlaps cut out image by image."""
+    """Return the student's outputs for each view, with the overlap cut out image by image."""
     found = []
     for view in ("1", "2"):
         features = method.student.features(batch["image" + view])
@@ -122,7 +122,7 @@ def literal_contrast(one: dict[str, Any], two: dict[str, Any], banked: list[Any]
 
 
 def literal_l2(one: dict[str, Any], two: dict[str, Any]) -> Tensor:
-    """Both directions have the value of the plain distance; together they have its gradient."""
+    """Return the plain distance: the value of each direction, and the gradient of both together."""
     distance = (one["rows"] - two["rows"]).square().sum(1).mean()
     return distance + distance.detach()
 

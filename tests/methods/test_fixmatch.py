@@ -35,7 +35,7 @@ def learner(**changes: Any) -> Method:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws that are the same for the method and for the literal computation."""
+    """Record draws, so that the method and the literal computation see the same."""
     views = itertools.count()
     monkeypatch.setattr(fixmatch, "strong_view", lambda images, colours: strong(images, next(views) % 2))
     places = itertools.count()
@@ -56,7 +56,7 @@ def dropped(maps: Tensor) -> Tensor:
 
 
 def labels_by_hand(found: Array, padding: Array) -> tuple[Array, Array]:
-    """Each pixel's most probable class and its probability; padding is marked."""
+    """Return each pixel's most probable class and its probability, with padding marked."""
     labels, confidence = np.zeros((BATCH, CROP, CROP), int), np.zeros((BATCH, CROP, CROP))
     for i, y, x in np.ndindex(labels.shape):
         labels[i, y, x] = found[i, :, y, x].argmax() if padding[i, y, x] != IGNORE else IGNORE
@@ -65,7 +65,7 @@ def labels_by_hand(found: Array, padding: Array) -> tuple[Array, Array]:
 
 
 def loss_by_hand(found: Array, labels: Array, confidence: Array, threshold: float) -> float:
-    """Σ 1(confidence ≥ τ) H / pixels that are not padding."""
+    """Return Σ 1(confidence ≥ τ) H / number of pixels that are not padding."""
     total, pixels = 0.0, 0
     for i, y, x in np.ndindex(labels.shape):
         if labels[i, y, x] != IGNORE:
@@ -76,7 +76,7 @@ def loss_by_hand(found: Array, labels: Array, confidence: Array, threshold: floa
 
 
 def literal(method: Method, labelled: Labelled, unlabelled: dict[str, Tensor]) -> dict[str, float]:
-    """The terms of a step of ``method``, which is left as it was."""
+    """Return the terms of a step of ``method``, which stays unchanged."""
     config, student = method.config, copy.deepcopy(method.student)
     images, padding = unlabelled["image"], unlabelled["mask"].numpy()
     labeller = copy.deepcopy(student if method.teacher is None else method.teacher).eval()

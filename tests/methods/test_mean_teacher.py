@@ -40,7 +40,7 @@ def learner(**changes: Any) -> Method:
 
 
 def literal(method: Method, labelled: Labelled, unlabelled: dict[str, Tensor]) -> dict[str, float]:
-    """The terms of a step of ``method``, which is left as it was."""
+    """Return the terms of a step of ``method``, which stays unchanged."""
     config, student = method.config, copy.deepcopy(method.student)
     teacher = copy.deepcopy(method.teacher).train(config.teacher_training_mode)
     images, padding = unlabelled["image"].clone(), unlabelled["mask"].clone()

@@ -1,4 +1,4 @@
-"""Eight steps beside what the released code did with the same networks, batches, draws and rates.
+"""Eight steps give what the released code gave with the same networks, batches, draws and rates.
 
 recordings/unimatch.json records main() of unimatch.py and of fixmatch.py in LiheYoung/UniMatch at 0324f3dd;
 recordings/cps.json records train.py of charlesCXK/TorchSemiSeg at 5e0c29c0, in exp.voc/voc8.res50v3+.CPS and

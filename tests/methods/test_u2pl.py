@@ -118,7 +118,7 @@ class Plain(nn.Module):
 
 @dataclasses.dataclass
 class Seen:
-    """What a step should see at every position of the labelled images, then of the unlabelled ones."""
+    """The expected values at every position of the labelled images, then of the unlabelled ones."""
 
     rows: list[Tensor]  # representations
     p: list[list[float]]
@@ -133,7 +133,7 @@ class Seen:
 
 
 def seen(method: Method) -> Seen:
-    """A step of a teacher that still is the student, without CutMix."""
+    """Return those of a step without CutMix, whose teacher still equals the student."""
     labelled, unlabelled = batch()
     images, mask = unlabelled["image"], unlabelled["mask"]
     labeller = teacher.frozen_copy(method.student).eval()
@@ -253,7 +253,7 @@ def test_the_contrast_is_that_of_the_equation(
 
 
 class Watched(nn.Module):
-    """A representation head that changes nothing and keeps what it gave."""
+    """A representation head that changes nothing and keeps its output."""
 
     def forward(self, features: Tensor) -> Tensor:
         self.given = features * 1

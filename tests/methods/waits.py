@@ -1,4 +1,4 @@
-"""What a training step must not do: wait for the device."""
+"""Find operations that wait for the device, which a training step must not do."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Waits(TorchDispatchMode):
-    """Notes the operations whose result's shape or value the host must wait for."""
+    """Records operations whose result's shape or value the host must wait for."""
 
     def __init__(self) -> None:
         super().__init__()

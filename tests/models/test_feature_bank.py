@@ -7,7 +7,7 @@ from semiseg.models.feature_bank import FeatureBank
 
 
 def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three rows of two numbers, and their labels."""
+    """Return three rows of two numbers, and their labels."""
     return torch.full((3, 2), float(number)), torch.full((3,), number)
 
 

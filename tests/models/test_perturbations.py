@@ -17,7 +17,7 @@ BATCH, DIM, HEIGHT, WIDTH, DECODERS = 2, 3, 4, 5, 2
 
 
 def features() -> Tensor:
-    """As a ReLU leaves them: none negative, some zero."""
+    """Draw features as after a ReLU: none negative, some zero."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(BATCH, DIM, HEIGHT, WIDTH, generator=generator).clamp(min=0)
 
@@ -92,7 +92,7 @@ def test_a_mask_keeps_its_places() -> None:
 
 
 def regions_by_scipy(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Regions of (h, w), each named by its first position."""
+    """Return the regions of (h, w), each named by its first position."""
     named = np.full(labels.shape, labels.size)
     for label in set(np.unique(labels)) - {IGNORE}:
         numbered, number = ndimage.label(labels == label, structure=np.ones((3, 3)))
@@ -113,7 +113,7 @@ def test_regions_are_scipys(density: float, classes: int) -> None:
 
 
 def snake(side: int) -> NDArray[np.int64]:
-    """One region that winds through all rows."""
+    """Draw one region that winds through all rows."""
     labels = np.full((side, side), IGNORE)
     labels[::2] = 0
     labels[1::4, -1], labels[3::4, 0] = 0, 0
@@ -121,7 +121,7 @@ def snake(side: int) -> NDArray[np.int64]:
 
 
 def spiral(side: int) -> NDArray[np.int64]:
-    """One region that winds to the middle."""
+    """Draw one region that winds to the middle."""
     labels = np.full((side, side), IGNORE)
     y, x, down, right = 0, 0, 0, 1
     labels[0, 0] = turns = 0
@@ -154,7 +154,7 @@ def test_a_single_position_is_a_region() -> None:
 
 
 def kept_by_loops(labels: NDArray[np.int64], draws: Tensor, share: float) -> NDArray[np.bool_]:
-    """What one decoder keeps of one image."""
+    """Return the positions that one decoder keeps of one image."""
     kept = np.ones(labels.shape, dtype=bool)
     regions = regions_by_scipy(labels)
     for name in set(np.unique(regions)) - {labels.size}:
@@ -213,7 +213,7 @@ def test_the_box_may_lie_anywhere_in_its_object() -> None:
 
 
 def adversarial_by_differences(z: Tensor, draws: Tensor, decode: object, radius: float, xi: float) -> Tensor:
-    """One power iteration as Miyato et al. write it, for one image (D, h, w) and one decoder, in float64."""
+    """Take one power iteration as Miyato et al. write it: one image (D, h, w), one decoder, float64."""
     direction = draws.double() - 0.5
     direction = (direction / direction.norm()).requires_grad_()
     z = z.double()

@@ -8,7 +8,7 @@ CLASSES, DIM, ROWS = 4, 6, 41
 
 
 def reference(attention: ClassAttention) -> list[nn.Sequential]:
-    """The modules as the paper has them, one a class, with the same weights."""
+    """Return the paper's modules, one for each class, with the same weights."""
     modules = []
     for c in range(CLASSES):
         module = nn.Sequential(

@@ -46,7 +46,7 @@ def test_rows_are_laid_out_at_their_slots_with_their_gradient() -> None:
 
 
 def quota(hard: int, easy: int, views: int) -> tuple[int, int]:
-    """How many of each the released code takes (lib/loss/loss_contrast.py, 63-74)."""
+    """Return how many of each the released code takes (lib/loss/loss_contrast.py, 63-74)."""
     if hard >= views / 2 and easy >= views / 2:
         return views // 2, views - views // 2
     if hard >= views / 2:
@@ -56,7 +56,7 @@ def quota(hard: int, easy: int, views: int) -> tuple[int, int]:
 
 
 def example(seed: int, pixels: int = 300) -> tuple[Tensor, Tensor]:
-    """Images in which classes are rare, often predicted wrongly, or always predicted rightly."""
+    """Draw images whose classes are rare, often predicted wrongly, or always rightly."""
     generator = torch.Generator().manual_seed(seed)
     shares = torch.rand(3, CLASSES, generator=generator) ** 3 + 0.01
     labels = torch.multinomial(shares, pixels, replacement=True, generator=generator)

@@ -18,7 +18,7 @@ def backbone(name: str) -> Backbone:
 
 
 def trained(module: Backbone) -> dict[str, torch.Tensor]:
-    """The maps of all processes' images in training mode, the first gradient and the statistics after it."""
+    """Return all processes' maps in training mode, the first gradient and the statistics after it."""
     images = torch.rand(4, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     low, high = module(distributed.own(images))
     (low.square().sum() + high.square().sum()).backward()

@@ -30,7 +30,7 @@ def resnet18():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project's folder."""
+    """Enter an empty project's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMISEG_ARCHIVES", raising=False)
     return tmp_path
@@ -91,7 +91,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 class Payload:
-    """Would create a file if it were ever unpickled."""
+    """Creates a file if it is ever unpickled."""
 
     def __init__(self, file):
         self.file = file
@@ -214,7 +214,7 @@ CONVNEXT = Network("deeplabv3plus", "timm:test_convnext.r160_in1k", "hub", 16, 8
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A web server that has timm's files as the hub has them; ``requests`` are the paths asked for."""
+    """Serve timm's files as the hub does; ``requests`` are the paths asked for."""
     requests = []
     content = tmp_path / "hub" / "timm" / "test_convnext.r160_in1k" / "resolve" / "main"
     content.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The report as a reader has it: opened in a real Chromium, on a telephone and on a wide screen."""
+"""The report opened in a real Chromium, on a telephone and on a wide screen."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The report over three finished methods and an ablation."""
+    """Write the report over three finished methods and an ablation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
         Path("params.yaml").write_text(PARAMS)
@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclasses.dataclass
 class Opened:
-    """A page in a window, with what it asked for and complained of."""
+    """A page in a window, with its requests and its console errors."""
 
     sheet: Page
     asked: list[str]
@@ -58,7 +58,7 @@ class Opened:
 
 @pytest.fixture(params=[400, 1600], scope="module")
 def opened(request: pytest.FixtureRequest, chromium: Browser, report: Path) -> Iterator[Opened]:
-    """The index in a window of that width; nothing but the pages' own files may be asked for."""
+    """Open the index in a window of that width; only the pages' own files may be asked for."""
     sheet = chromium.new_page(viewport={"width": request.param, "height": 900})
     found = Opened(sheet, [], [])
     sheet.on("request", lambda each: found.asked.append(each.url))

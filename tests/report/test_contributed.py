@@ -1,4 +1,4 @@
-"""What a pull request with results is checked for, in a real repository."""
+"""The checks of a pull request with results, in a real repository."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Figures: what they draw is what the records say, and the files are the same each time."""
+"""Figures draw what the records say, and their files are the same each time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def keep_history(recipe: str, split: str, seed: int, column: str = "val_miou_stu
 
 
 def ink(path: Path) -> float:
-    """The share of pixels that are not white."""
+    """Return the share of pixels that are not white."""
     pixels = np.asarray(Image.open(path).convert("L"))
     return float((pixels < 250).mean())
 

@@ -1,4 +1,4 @@
-"""Text of whatever kind, carried through Markdown, HTML, LaTeX and DVC."""
+"""Any text survives Markdown, HTML, LaTeX and DVC."""
 
 import html
 import json

@@ -24,7 +24,7 @@ INDEX, MAIN, ABLATION = (
 
 
 class Reader(HTMLParser):
-    """What a page refers to, its texts by tag, and whether its tags are closed."""
+    """Reads a page's references, its texts by tag, and whether its tags are closed."""
 
     VOID = ("meta", "link", "img", "br", "line", "circle")
 
@@ -64,13 +64,13 @@ class Reader(HTMLParser):
 
 
 def pages() -> list[Reader]:
-    """Write no page; read those that are there."""
+    """Read the pages that exist, without writing any."""
     return [Reader(path) for path in [INDEX, *sorted(Path("results/report").iterdir())]]
 
 
 @pytest.fixture
 def written(params: Params, finish: Finish) -> Params:
-    """The pages over two recipes that both tables show, with figures of one."""
+    """Write the pages over two recipes that both tables show, with figures of one."""
     for seed, miou in enumerate((0.50, 0.60)):
         finish("supervised", "small-1_8", seed, miou)
         finish("cmb", "small-1_8", seed, miou + 0.05, revision="abcdef012345" + "6" * 28 + "-modified")

@@ -24,7 +24,7 @@ IDS = ("one", "two", "three")
 
 
 def prepare(params: Params) -> None:
-    """Three test images of 40x30: left a disc, right background, between them a border that is not scored."""
+    """Write three test images of 40x30: left a disc, right background, between them an unscored border."""
     folder = paths.dataset("shapes")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def prepare(params: Params) -> None:
 
 
 def predict(recipe: str, split: str, seed: int, label: int) -> None:
-    """Everything is ``label``; only the first two images are kept."""
+    """Write predictions of ``label`` everywhere, for the first two images only."""
     folder = Run(recipe, split, seed).artefacts / "predictions"
     folder.mkdir(parents=True)
     for name in IDS[:2]:

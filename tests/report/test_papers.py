@@ -164,7 +164,7 @@ def test_the_runs_of_a_papers_grid_fill_every_row_of_its_authors(
 
 
 def benchmark(monkeypatch: pytest.MonkeyPatch, place: Path) -> Params:
-    """The project's own params.yaml and published figures in ``place``, with nothing run."""
+    """Put the project's params.yaml and published figures into ``place``, with nothing run."""
     (place / "results").mkdir()
     (place / "results" / "reference").symlink_to(ROOT / "results" / "reference")
     (place / "params.yaml").symlink_to(ROOT / "params.yaml")

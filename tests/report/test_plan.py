@@ -21,7 +21,7 @@ Finish = Callable[..., Record]
 
 @pytest.fixture
 def took(params: Params, finish: Finish) -> Callable[..., Record]:
-    """Finish a run that took so long; ``changes`` to its protocol make it one of another params.yaml."""
+    """Finish a run that took this long; ``changes`` to its protocol make it one of another params.yaml."""
 
     def write(recipe: str, split: str, seed: int, seconds: float, **changes) -> Record:
         device = changes.pop("device", "A GPU")

@@ -1,4 +1,4 @@
-"""What papers print, beside what was measured: figures worked out by hand."""
+"""Printed figures beside measured ones, worked out by hand."""
 
 import csv
 import dataclasses

@@ -22,7 +22,7 @@ Finish = Callable[..., Record]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the first Markdown table in ``text``, without its rule."""
+    """Return the cells of the first Markdown table in ``text``, without its rule."""
     block = text[text.index("| recipe") :].split("\n\n")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
     return [lines[0], *lines[2:]]

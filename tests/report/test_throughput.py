@@ -26,7 +26,7 @@ def run(method: str) -> RunConfig:
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The stage, which prints at its end whether torch was imported."""
+    """Run the stage, which prints at its end whether torch was imported."""
     code = (
         "import atexit, runpy, sys; "
         "atexit.register(lambda: print('torch' in sys.modules)); "

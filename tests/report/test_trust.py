@@ -1,4 +1,4 @@
-"""Which records count, and why others do not."""
+"""Records count or are refused, each for its reason."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_record_is_refused(params: Params, finish: Finish, con
 
 @pytest.fixture
 def there(params: Params, finish: Finish) -> Params:
-    """The benchmark with its dataset and a list prepared, and a run that was trained on them."""
+    """Prepare the benchmark's dataset and a list, and finish a run that was trained on them."""
     text = PARAMS.replace(
         "    background: 0\n", "    background: 0\n    options: {train: 8, val: 2, size: 32}\n"
     )

@@ -17,7 +17,7 @@ CHAIN = ("supervised", "dcc", "cmb-no_attention", "cmb")
 
 @pytest.fixture
 def chained(params: Params) -> Params:
-    """The benchmark with a waterfall in its ablation, whose seeds are 0, 1 and 2."""
+    """Return the benchmark with a waterfall in its ablation, whose seeds are 0, 1 and 2."""
     grid = dataclasses.replace(params.grids["ablation"], seeds=(0, 1, 2), waterfall=CHAIN)
     return dataclasses.replace(params, grids={**params.grids, "ablation": grid})
 
@@ -28,7 +28,7 @@ def results(params: Params) -> Results:
 
 @pytest.fixture
 def whole(chained: Params, finish: Finish) -> Results:
-    """Seeds 0 and 1 of the chain; seed 2 of two recipes only, far off."""
+    """Finish seeds 0 and 1 of the chain, and seed 2 of two recipes only, far off."""
     mious = {"supervised": (0.40, 0.50), "dcc": (0.46, 0.52), "cmb-no_attention": (0.45, 0.51)}
     for recipe, values in {**mious, "cmb": (0.50, 0.60)}.items():
         for seed, miou in enumerate(values):

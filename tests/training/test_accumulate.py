@@ -33,7 +33,7 @@ def drawn(seed: int = 0) -> tuple[Labelled, Unlabelled]:
 
 
 class Without(nn.Module):
-    """Stands where a batch norm was."""
+    """Stands in for a batch norm and does nothing."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images

@@ -28,7 +28,7 @@ torch.use_deterministic_algorithms(False)  # the first call imports much: now, n
 
 
 def hold_several(count: int, ids: str, pool: Path, seconds: float, pipe: Connection) -> None:
-    """What a run on several devices does."""
+    """Act as a run on several devices: claim them, say so, work, say so."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": ids}
     tempfile.tempdir = str(pool)
     with device.claimed_together(count):
@@ -41,7 +41,7 @@ def hold_several(count: int, ids: str, pool: Path, seconds: float, pipe: Connect
 def hold(
     ids: str, pool: Path, seconds: float, more: dict[str, str], worker: bool, user: int, pipe: Connection
 ) -> None:
-    """What a run does: claim a device, say so, work, say so. ``user`` lets no other at his files."""
+    """Act as a run: claim a device, say so, work, say so. Files of ``user`` are closed to others."""
     os.setsid()
     os.umask(0o077)
     if user != os.getuid():
@@ -94,7 +94,7 @@ def start_several(count: int, pool: Path, ids: str, seconds: float) -> Holder:
 
 
 def spans(running: Iterable[Holder]) -> dict[str, list[tuple[float, float]]]:
-    """When each device was held, from and to, in seconds."""
+    """Return when each device was held, from and to, in seconds."""
     found: dict[str, list[tuple[float, float]]] = {}
     for each in running:
         (gpu, began), (_, ended) = each.says(), each.says()
@@ -151,7 +151,7 @@ def test_a_job_that_slurm_gave_several_devices_shares_them_among_its_runs(tmp_pa
     assert all(map(never_shared, held.values()))
 
 
-NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start what is another user's
+NOBODY = 65534 if os.getuid() == 0 else os.getuid()  # only root can start another user's process
 
 
 @pytest.mark.parametrize("users", [(os.getuid(), NOBODY), (NOBODY, os.getuid())])
@@ -177,7 +177,7 @@ UUIDS = ("GPU-5a1f0c3e-0000-0000-0000-000000000000", "GPU-5b90d2aa-0000-0000-000
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path) -> Path:
-    """A folder for PATH in which nvidia-smi lists two GPUs."""
+    """Return a folder for PATH in which nvidia-smi lists two GPUs."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     rows = "".join(f"{index}, {uuid}\\n" for index, uuid in enumerate(UUIDS))
@@ -193,7 +193,7 @@ def test_a_device_of_two_names_is_held_once(tmp_path: Path, nvidia_smi: Path) ->
     assert never_shared(sorted(span for each in held.values() for span in each))
     first = start(tmp_path, "1", 600, PATH=str(nvidia_smi))
     assert first.says()[0] == "1"
-    # What is no name of one GPU alone, and what nvidia-smi does not list, is a name of its own.
+    # A name of no single GPU, or of none that nvidia-smi lists, stands for itself.
     others = ["GPU-5", "MIG-5b90d2aa", "0"]
     assert spans(
         [start(tmp_path, f"{UUIDS[1]},{name}", 0, PATH=str(nvidia_smi)) for name in others]

@@ -1,4 +1,4 @@
-"""history.csv: means of all steps, and what is not finite ends the run by its name and step."""
+"""history.csv holds means of all steps; a log that is not finite ends the run by its name and step."""
 
 import math
 from pathlib import Path

@@ -71,7 +71,7 @@ def tiny_with_dropout(num_classes: int) -> SegmentationNetwork:
 
 @pytest.fixture
 def tiny(mini_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and evaluation build tiny networks, which draw random numbers as larger ones do."""
+    """Let training and evaluation build tiny networks, which draw random numbers as larger ones do."""
     for module in (training_step, trained):
         monkeypatch.setattr(module, "build", lambda network, num_classes: tiny_with_dropout(num_classes))
 

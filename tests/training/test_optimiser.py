@@ -37,7 +37,7 @@ def learner(backbone: str = "resnet18") -> contract.Method:
 
 
 def rates_of(method: contract.Method, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rate of each parameter by its name; each stands in one group only."""
+    """Return the learning rate of each parameter by its name, after checking that it is in one group."""
     groups = optimiser.param_groups
     rates = {id(each): group["lr"] for group in groups for each in group["params"]}
     assert len(rates) == sum(len(group["params"]) for group in groups)

@@ -10,7 +10,7 @@ from semiseg.training.sitting import Interrupted, Sitting, noted_signals
 
 
 class Steps:
-    """Counts the steps that are taken, and at which of them the run was saved."""
+    """Counts the steps taken, and keeps those after which the run was saved."""
 
     def __init__(self) -> None:
         self.taken, self.saved = 0, []
