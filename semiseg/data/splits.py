@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -109,16 +109,28 @@ def _read_list(path: Path) -> tuple[str, ...]:
 def read_ids(path: Path) -> tuple[str, ...]:
     """Read a list of image ids, one a line.
 
-    Raises FileNotFoundError, or UserError for a file that is not text in UTF-8, and for an id that is
-    repeated, begins with ``#``, or is not the plain path of a file below a folder.
+    Raises FileNotFoundError, and UserError for a file that is not text in UTF-8 and for ids that a list
+    cannot hold.
     """
     ids = read_lines(path)
+    check_ids(ids, path)
+    return ids
+
+
+def check_ids(ids: Sequence[str], path: Path) -> None:
+    """Raise UserError for an id that a list cannot hold; ``path`` is what the message names.
+
+    Such an id is repeated, begins with ``#``, begins or ends with a blank, or is not the plain path of a file
+    below a folder.
+    """
     for each in ids:
         if each.startswith("#"):
             raise UserError(
                 f"{path}: '{each}' begins with '#', which begins a comment; put a blank behind the '#' of a "
                 "comment, or rename the image"
             )
+        if each != each.strip():
+            raise UserError(f"{path}: '{each}' begins or ends with a blank; rename the image")
         if not each.isprintable():
             raise UserError(f"{path}: {each!r} holds a character that cannot be seen; rename the image")
         place = PurePosixPath(each)
@@ -127,7 +139,6 @@ def read_ids(path: Path) -> tuple[str, ...]:
     if len(set(ids)) < len(ids):
         twice = next(each for each, count in Counter(ids).items() if count > 1)
         raise UserError(f"{path}: '{twice}' is listed twice; list each image once")
-    return ids
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

@@ -76,8 +76,10 @@ def fingerprint(dataset: Dataset) -> str | None:
     Another fingerprint means that the dataset must be prepared again. None for other sources, and on a
     machine without the folder, which can only use what is prepared.
     """
-    own = user_folder(dataset)
-    return None if own is None else folder.fingerprint(own)
+    if user_folder(dataset) is None:
+        return None
+    options: folder.Config = from_tree(folder.Config, dataset.options, "params.yaml: datasets: options")
+    return folder.fingerprint(options)
 
 
 def _check_apart(dataset: Dataset, target: Path) -> None:
