@@ -5,9 +5,16 @@
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# PATH=FOLDER of `make new-dataset` names a folder. The programs are found as without it; where make hands its own
+# variables to $(shell), the shell's default takes the place of the environment's PATH.
+ifeq ($(origin PATH) $(filter new-dataset,$(MAKECMDGOALS)),command line new-dataset)
+export NEW_DATASET := $(value PATH)
+unexport PATH
+override PATH := $(shell echo "$$PATH")
+endif
+override export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test slurm-test plan verify rehearse check-results export-run
+.PHONY: demo test slurm-test new-dataset plan verify rehearse check-results export-run
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -31,6 +38,12 @@ test: .venv/.ready
 
 slurm-test: .venv/.ready
 	python -m tests.slurm
+
+# make new-dataset PATH=../mine: what a folder of your own images and masks holds, what is wrong with it, and its entry
+# for params.yaml. WRITE=1 adds the entry.
+new-dataset: .venv/.ready
+	@python pipeline/new_dataset.py $(if $(NEW_DATASET),"$$NEW_DATASET",$(error Which folder? make new-dataset PATH=../mine)) \
+	  $(if $(WRITE),--write)
 
 # make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take. With MEASURE=1 some
 # steps are trained where no finished run is like it.

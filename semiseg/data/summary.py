@@ -18,13 +18,13 @@ def summary(dataset: PreparedDataset) -> str:
         (listed, str(count), str(masks[listed]), str(count - masks[listed]))
         for listed, count in counts.items()
     ]
-    lines += [*_aligned([("list", "images", "with mask", "without"), *rows]), ""]
+    lines += [*aligned([("list", "images", "with mask", "without"), *rows]), ""]
     header = ("class", *(f"{listed} {what}" for listed in counts for what in ("pixels", "images")))
     rows = [
         (name, *(str(manifest[what][listed][name]) for listed in counts for what in ("pixels", "occurs")))
         for name in (*dataset.classes, VOID)
     ]
-    lines += _aligned([header, *rows])
+    lines += aligned([header, *rows])
     return "\n".join([*lines, *warnings(dataset)])
 
 
@@ -43,7 +43,7 @@ def warnings(dataset: PreparedDataset) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align rows in columns, the first one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

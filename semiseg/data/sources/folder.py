@@ -182,7 +182,10 @@ def read_lists(own: Path) -> dict[str, tuple[str, ...]]:
 
 
 def files_below(folder: Path, without: Path | None = None) -> list[Path]:
-    """Return the files below ``folder``, following links, without hidden files, broken links and a subfolder."""
+    """Return the files below ``folder``, following links, but no hidden files and broken links.
+
+    Files below the subfolder ``without`` are left out.
+    """
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [each for each in folders if Path(place, each) != without]
