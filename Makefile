@@ -7,6 +7,7 @@
 PYTHON ?= python3
 # PATH=FOLDER of `make new-dataset` names a folder. The programs are found as without it; where make hands its own
 # variables to $(shell), the shell's default takes the place of the environment's PATH.
+NEW_DATASET :=
 ifeq ($(origin PATH) $(filter new-dataset,$(MAKECMDGOALS)),command line new-dataset)
 export NEW_DATASET := $(value PATH)
 unexport PATH

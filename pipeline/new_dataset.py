@@ -38,7 +38,8 @@ def main() -> None:
         parameters.load(trial)
     if arguments.write:
         write_text(paths.PARAMS, longer)
-        print(f"\n{paths.PARAMS}: '{name}' added. Name its classes there, then: snakemake {name}-small")
+        print(f"\n{paths.PARAMS}: added '{name}'; name its classes there.")
+        print(f"Then run a small grid: snakemake {name}{entry.SMALL} --cores 2")
     else:
         print("\nFor params.yaml (--write, or make's WRITE=1, adds it):\n")
         for section, lines in new.items():

@@ -148,10 +148,10 @@ def inserted(text: str, new: Entry) -> str:
             )
         margin = " " * node.value[0][0].start_mark.column
         lines = "".join(f"{margin}{line}\n" for line in new[section].splitlines())
-        places.append((text.find("\n", max(_ends(node))), lines))
+        places.append((text.find("\n", max(_ends(node)) - 1), lines))
     ending = "\r\n" if "\r\n" in text else "\n"
     for place, lines in sorted(places, reverse=True):
-        before, after = (text[: place + 1], text[place + 1 :]) if place >= 0 else (text + "\n", "")
+        before, after = (text[: place + 1], text[place + 1 :]) if place >= 0 else (text + ending, "")
         text = before + lines.replace("\n", ending) + after
     return text
 

@@ -149,9 +149,13 @@ def find_options(path: str) -> tuple[Config, list[str]]:
         f"{each.images} and {each.masks} pair {count} more images, which are left out: put all images below "
         "one folder and all masks below another"
         for each, count in paired.items()
-        if {each.images, each.masks}.isdisjoint({best.images, best.masks}) and all(_likeness(own, each))
+        if all(_likeness(own, each)) and _paths(each).isdisjoint(_paths(best))
     ]
     return best, others
+
+
+def _paths(options: Config) -> set[Path]:
+    return {path for files in folder.find(options) for paths in files.values() for path in paths}
 
 
 def _places(own: Path) -> list[str]:
@@ -194,7 +198,8 @@ def _grouped(lines: Iterable[str]) -> Iterator[str]:
     """Yield a line for each kind of problem; each of ``lines`` begins with a file's path and a colon."""
     kinds: dict[str, list[str]] = {}
     for line in lines:
-        kinds.setdefault(re.sub(r"\d+", "0", line.partition(": ")[2]), []).append(line)
+        path, _, said = line.partition(": ")
+        kinds.setdefault(re.sub(r"\d+", "0", said.replace(path, "")), []).append(line)
     for first, *more in kinds.values():
         colours = _colours(Path(first.partition(": ")[0]))
         said = f"{first}; {colours}; {CONVERT}" if colours else first
