@@ -248,6 +248,43 @@ def test_a_turned_image_needs_a_mask_turned_likewise(
     np.testing.assert_array_equal(decode_mask(dataset.mask_path("a"), shape, 2), np.rot90(MASK, turns))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"images": "../mine/images"}, "images: "),
+        ({"masks": "/masks"}, "masks: "),
+        ({"validation": "0"}, "validation: "),
+        ({"validation": "1"}, "validation: "),
+        ({"validation": "half"}, "validation: "),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, str], words: str) -> None:
+    dataset = parameters.Dataset("folder", OWN.classes, options={"path": "mine", **options})
+    with pytest.raises(UserError, match=f"datasets: own: options: {words}"):
+        sources.prepare("own", dataset)
+
+
+def test_a_validation_list_is_drawn_where_there_are_no_lists(own: Path) -> None:
+    dataset = parameters.Dataset("folder", OWN.classes, options={"path": "mine", "validation": "1/2"})
+    with pytest.raises(UserError, match=r"mine/train\.txt: .* validation"):
+        sources.prepare("own", dataset)
+    (own / "train.txt").unlink()
+    (own / "val.txt").unlink()
+    (own / "images/notes.txt").write_text("no image")
+    found = sources.prepare("own", dataset)
+    assert len(found.ids("val")) == 2  # half of three, rounded up
+    assert set(found.ids("val")) < {"a", "trip/c", "v"}
+    assert sorted(found.ids("train") + found.ids("val")) == ["a", "b", "trip/c", "trip/d", "v"]
+    (own / "images/#x.png").write_bytes(releases.picture("x", "PNG", (2, 3)))
+    with pytest.raises(UserError, match=r"mine/images: '#x'"):
+        sources.prepare("own", dataset)
+    (own / "images/#x.png").unlink()
+    for each in ("a", "trip/c"):
+        (own / f"masks/{each}.png").unlink()
+    with pytest.raises(UserError, match="mine: 1 images with a mask"):
+        sources.prepare("own", dataset)
+
+
 # --- prepared again ---------------------------------------------------------------------------------------
 
 

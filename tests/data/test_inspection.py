@@ -1,5 +1,6 @@
 """What a folder of images and masks holds, in any layout, and what is wrong with it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.parameters import Dataset
 from semiseg.data import inspection, sources
 from tests import releases
+from tests.project import ROOT
 
 NAMES = ("a", "b_1", "trip/c", "trip/d", "e")
 MASK = np.array([[0, 1, 1], [255, 0, 2]], dtype=np.uint8)
@@ -186,6 +188,29 @@ def test_what_is_wrong_with_masks_is_one_problem(spoilt: str) -> None:
     for each in words:
         assert each in problem
     assert f"problem: {problem}" in inspection.report(found, ["x", "y"]).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "colours"),
+    [("0 and 255", [(0, 0, 0), (255, 255, 255)]), ("in colours", [(0, 0, 0), (128, 0, 0), (0, 128, 0)])],
+)
+def test_the_loop_of_the_documentation_mends_masks(
+    spoilt: str, colours: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual()
+    for path in sorted(Path("mine/masks").rglob("*.png")):
+        SPOILT[spoilt][0](path)
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    code = page.partition("### Masks in colours")[2].partition("```python\n")[2].partition("```")[0]
+    code, changed = re.subn(r"(?m)^colours = .*$", f"colours = {colours}", code)
+    assert changed == 1
+    Path("suite").mkdir()
+    monkeypatch.chdir("suite")
+    exec(code, {})
+    found = inspection.inspect("../mine")
+    assert found.problems == ()
+    assert found.num_classes == len(colours)
+    assert found.occurs[: len(colours)].tolist() == [5] * len(colours)
 
 
 def test_each_kind_of_problem_is_told() -> None:
