@@ -77,20 +77,20 @@ def entry(name: str, found: Inspection) -> Entry:
 {name}{SMALL}:  # minutes on a laptop
   <<: *cpu
   dataset: {dataset}
-  network:
-    {{head: deeplabv3plus, backbone: efficientnet_lite0, weights: imagenet, output_stride: 16,
-     decoder_channels: 64}}
   geometry: {{base_size: {small[0]}, scale: [0.75, 1.5], crop: {small[1]}}}
-  labelled_batch: 4
-  unlabelled_batch: 4
+  evaluation: {{long_side: {small[0]}, window: null, stride: null, flip: false, recalibrate: null}}
   steps: 200
   validate_every: 100
-  methods:
-    fixmatch: {{threshold: 0.7}}
+  judge_pseudo_labels: false
 {name}:  # hours on a GPU
   <<: *gpu
   dataset: {dataset}
   geometry: {{base_size: {large[0]}, scale: [0.5, 2.0], crop: {large[1]}}}
+  steps: 10000
+  validate_every: 1000
+  image_cache_mib: 1024
+  methods:
+    cmb: {{ramp_up_steps: 133, memory_lead_steps: 67}}  # the paper's share of the steps
 """,
         "datasets": f"""\
 {name}:
