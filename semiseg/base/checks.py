@@ -6,6 +6,9 @@ A field may hold a number, a tuple of numbers, or None, which stands for no limi
 import math
 from collections.abc import Iterator
 
+MOST = 2**16  # pixels, images, channels or processes: more is a typing error, and would exhaust memory
+SEEDS = 2**32
+
 
 def one_of(config: object, name: str, *possible: object) -> None:
     """Refuse a value that is not among ``possible``."""

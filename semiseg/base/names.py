@@ -10,10 +10,12 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?", re.ASCII)
 LONGEST = 100  # characters
 # Names that Windows gives to devices, with any suffix.
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}
-# Folders of data/ that are no dataset; rules of the Snakefile and stages of DVC that are no grid.
+# Folders of data/ that are no dataset; rules of the Snakefile and stages of DVC that are no grid; a folder
+# of runs/ that is no recipe.
 RESERVED = {
     "datasets": {"archives", "ingredients", "splits"},
-    "grids": {"all", "check", "download", "evaluate", "report", "split", "tables", "train"},
+    "grids": {"all", "check", "download", "evaluate", "pretrain", "report", "split", "tables", "train"},
+    "recipes": {"pretrained"},
 }
 
 

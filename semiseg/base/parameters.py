@@ -1,8 +1,8 @@
 """Read params.yaml into frozen dataclasses, and refuse unknown keys and bad values by name.
 
-params.yaml has six keys: default, grids, recipes, protocols and datasets, as docs/design.md explains them. A
-run is a recipe under a protocol, with a share of labelled images and a seed. ``Params.run`` gathers all that
-decides its numbers into one ``RunConfig``, whose digest is the run's identity.
+params.yaml has the keys default, grids, recipes, protocols, pretraining and datasets, as docs/design.md
+explains them. A run is a recipe under a protocol, with a share of labelled images and a seed. ``Params.run``
+gathers all that decides its numbers into one ``RunConfig``, whose digest is the run's identity.
 """
 
 import ast
@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,23 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.base import checks, paths, weights
+from semiseg.base.checks import MOST, SEEDS
+from semiseg.base.encoder import Encoder
 from semiseg.base.errors import UserError
 from semiseg.base.names import check_names
+from semiseg.base.pretraining import Pretraining
 from semiseg.base.tree import fraction, from_tree, read
 
 LIBRARY = Path(__file__).parents[1]
-MOST = 2**16  # pixels, images, channels or processes: more is a typing error, and would exhaust memory
-SEEDS = 2**32
-SHARED = ("contract", "common")  # files of semiseg/methods/ that are not methods
+SHARED = ("contract", "common")  # files of semiseg/methods/ and semiseg/pretraining/ that are not methods
 DRAWN = "drawn"  # lists of labelled images that are drawn from the seed
 FULL = "full"  # the share of all images
-BACKBONES = ("resnet18", "resnet50", "resnet101", "efficientnet_lite0")
 # Fields that cannot change a result, and the path of the weights, whose content has a digest; never hashed.
 WITHOUT_EFFECT = frozenset(
     {
         "checkpoint_activations",
         "checkpoint_every",
         "checkpoint_minutes",
+        "gpus",
         "image_cache_mib",
         "judge_pseudo_labels",
         "weights",
@@ -107,33 +107,18 @@ def _named_share(name: str, share: Share) -> Share:
 
 
 @dataclass(frozen=True)
-class Network:
-    """A segmentation network; semiseg.models.build makes it, and docs/networks.md says what can be named."""
+class Network(Encoder):
+    """A segmentation network; semiseg.models.build makes it."""
 
     head: str  # a file of semiseg/models/heads/
-    backbone: str  # one of BACKBONES, or "timm:" and timm's name of a model
-    weights: str  # imagenet, coco, hub, none, or the path of a file
-    output_stride: int  # 8 or 16; of a vision transformer: its patch
+    backbone: str
+    weights: str
+    output_stride: int
     decoder_channels: int
 
     def __post_init__(self) -> None:
-        if not self.backbone.startswith(weights.TIMM):
-            checks.one_of(self, "backbone", *BACKBONES)
-        if not weights.known(self.weights, self.backbone):
-            raise ValueError(f"weights: there are no {self.weights} weights of {self.backbone}")
-        checks.one_of(self, "output_stride", *((8, 16) if self.patch is None else (self.patch,)))
+        self.check_encoder()
         checks.within(self, 1, MOST, "decoder_channels")
-
-    @property
-    def patch(self) -> int | None:
-        """Pixels on the side of a vision transformer's patch, which timm has in its name; else None."""
-        found = re.match(rf"{weights.TIMM}\w+_patch(\d\d)_", self.backbone)
-        return int(found[1]) if found else None
-
-    @property
-    def package(self) -> str:
-        """The package that the backbone's architecture comes from."""
-        return "torchvision" if self.backbone.startswith("resnet") else "timm"
 
 
 @dataclass(frozen=True)
@@ -350,7 +335,7 @@ class RunConfig:
     share: Share
     method: str
     options: Options  # the protocol's for the method, then the recipe's own
-    weights_sha256: str  # see semiseg.base.weights.digest
+    weights_sha256: str  # see semiseg.base.weights.digest; of a pretraining its identity
     revisions: Mapping[str, int]  # the declared REVISION of loop, method and source
 
     @property
@@ -363,6 +348,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PretrainingConfig:
+    """All that decides what a pretraining gives, but for the images themselves."""
+
+    run: paths.Pretraining
+    recipe: Pretraining
+    dataset: Dataset  # its shares apart
+    weights_sha256: str  # of those to start from, see semiseg.base.weights.digest
+    revisions: Mapping[str, int]  # the declared REVISION of loop, method and source
+
+    def digest(self) -> str:
+        """Return the pretraining's identity: sha256 (hex) of ``canonical(self)``."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Params:
     """params.yaml, checked."""
 
@@ -371,6 +371,7 @@ class Params:
     recipes: Mapping[str, Recipe]
     protocols: Mapping[str, Protocol]
     datasets: Mapping[str, Dataset]
+    pretraining: Mapping[str, Pretraining] = field(default_factory=dict)
 
     @functools.cached_property
     def splits(self) -> Mapping[str, Setting]:
@@ -412,9 +413,46 @@ class Params:
             share=self.share(run.split),
             method=recipe.method,
             options={**protocol.methods.get(recipe.method, {}), **recipe.options},
-            weights_sha256=weights.digest(protocol.network.weights, protocol.network.backbone),
+            weights_sha256=self._weights_digest(protocol.network),
             revisions={name: revision(file) for name, file in files.items()},
         )
+
+    def pretraining_run(self, name: str) -> PretrainingConfig:
+        """Return the configuration of a pretraining. Raises UserError for an unknown name."""
+        recipe = look_up(self.pretraining, name, "pretraining")
+        dataset = self.datasets[recipe.dataset]
+        files = {
+            "loop": LIBRARY / "training" / "pretrain.py",
+            "method": LIBRARY / "pretraining" / f"{recipe.method}.py",
+            "source": LIBRARY / "data" / "sources" / f"{dataset.source}.py",
+        }
+        return PretrainingConfig(
+            run=paths.Pretraining(name),
+            recipe=recipe,
+            dataset=dataclasses.replace(dataset, shares={}),
+            weights_sha256=weights.digest(recipe.weights, recipe.backbone),
+            revisions={name: revision(file) for name, file in files.items()},
+        )
+
+    def pretrained(self, run: paths.Run) -> paths.Pretraining | None:
+        """Return the pretraining that ``run`` starts from, if it starts from one."""
+        protocol = self.protocols[self.splits[run.split].protocol]
+        return paths.Pretraining.named(
+            str(self.recipes[run.recipe].network.get("weights", protocol.network.weights))
+        )
+
+    def _weights_digest(self, network: Network) -> str:
+        """Return what identifies a network's weights. Raises UserError for those of another backbone."""
+        named = paths.Pretraining.named(network.weights)
+        if named is None:
+            return weights.digest(network.weights, network.backbone)
+        pretrained = self.pretraining_run(named.name)
+        if pretrained.recipe.backbone != network.backbone:
+            raise UserError(
+                f"params.yaml: network: weights: {named} is a {pretrained.recipe.backbone}, not a "
+                f"{network.backbone}; pretrain that backbone, or change the network's"
+            )
+        return pretrained.digest()
 
     def _protocol(self, recipe_name: str, protocol_name: str) -> Protocol:
         """Return a protocol with the fields that the recipe changes."""
@@ -555,7 +593,7 @@ def files_of(*place: str) -> list[str]:
     """Return the names of the modules in a folder of the library, without private and shared ones."""
     folder = LIBRARY.joinpath(*place)
     names = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
-    return [name for name in names if place != ("methods",) or name not in SHARED]
+    return [name for name in names if place not in (("methods",), ("pretraining",)) or name not in SHARED]
 
 
 def _check_references(params: Params) -> None:
@@ -574,7 +612,17 @@ def _check_references(params: Params) -> None:
             _check_known(
                 recipe.network["head"], files_of("models", "heads"), f"recipes: {name}: network: head"
             )
-    for kind in ("datasets", "protocols", "recipes", "grids", "splits"):
+    for name, pretraining in params.pretraining.items():
+        key = f"pretraining: {name}"
+        _check_known(pretraining.method, files_of("pretraining"), f"{key}: method")
+        _check_known(pretraining.dataset, params.datasets, f"{key}: dataset")
+    networks = {f"protocols: {name}": vars(each.network) for name, each in params.protocols.items()}
+    networks |= {f"recipes: {name}": dict(each.network) for name, each in params.recipes.items()}
+    for key, network in networks.items():
+        named = paths.Pretraining.named(str(network.get("weights", "none")))
+        if named is not None:
+            _check_known(named.name, params.pretraining, f"{key}: network: weights: {named}")
+    for kind in ("datasets", "pretraining", "protocols", "recipes", "grids", "splits"):
         check_names(kind, getattr(params, kind))
     for name, grid in params.grids.items():
         for recipe_name in grid.recipes:

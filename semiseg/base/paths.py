@@ -68,3 +68,42 @@ class Run:
     def history(self) -> Path:
         """The artefacts' history.csv in few rows, in git."""
         return self.metrics.with_name("history.csv")
+
+
+PRETRAINED = "pretrained"  # of pretrained/<name>, the value of network.weights that names a pretraining
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """An entry of params.yaml's pretraining, which is trained once for all runs that start from it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{PRETRAINED}/{self.name}"
+
+    @classmethod
+    def named(cls, weights: str) -> "Pretraining | None":
+        """Return the pretraining that a value of network.weights names, if it names one."""
+        prefix, slash, name = weights.partition("/")
+        return cls(name) if slash and prefix == PRETRAINED else None
+
+    @property
+    def artefacts(self) -> Path:
+        """backbone.pt, record.json, history.csv and the TensorBoard events, not in git."""
+        return Path("runs", PRETRAINED, self.name)
+
+    @property
+    def weights(self) -> Path:
+        """The state dict of the backbone at the last step."""
+        return self.artefacts / "backbone.pt"
+
+    @property
+    def record(self) -> Path:
+        """The identity of the pretraining and the digest of its weights."""
+        return self.artefacts / "record.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """last.pt while the pretraining is under way; declared to no engine, so that none deletes it."""
+        return Path("checkpoints", PRETRAINED, self.name)

@@ -5,6 +5,7 @@ import importlib
 
 import torch
 
+from semiseg.base import encoder
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
 from semiseg.base.weights import TIMM
@@ -12,7 +13,7 @@ from semiseg.models import weights
 from semiseg.models.backbones.efficientnet_lite0 import EfficientNetLite0
 from semiseg.models.backbones.from_timm import Pyramid, VisionTransformer
 from semiseg.models.backbones.resnet import ResNet
-from semiseg.models.network import Backbone, SegmentationNetwork
+from semiseg.models.network import Backbone, Encoder, SegmentationNetwork
 
 
 def build(network: Network, num_classes: int) -> SegmentationNetwork:
@@ -35,7 +36,14 @@ def build(network: Network, num_classes: int) -> SegmentationNetwork:
     return built
 
 
-def new_backbone(network: Network) -> Backbone:
+def build_encoder(network: encoder.Encoder) -> Encoder:
+    """Return the backbone of ``network`` alone, on the CPU, with the weights it asks for; see ``build``."""
+    built = Encoder(new_backbone(network))
+    weights.load(built, network)
+    return built
+
+
+def new_backbone(network: encoder.Encoder) -> Backbone:
     """Return the backbone with random weights. Raises UserError for one that timm cannot make."""
     if network.backbone == "efficientnet_lite0":
         return EfficientNetLite0(network.output_stride)

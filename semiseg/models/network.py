@@ -34,17 +34,31 @@ class Backbone(nn.Module):
         return [list(self.parameters())]
 
 
-class SegmentationNetwork(nn.Module):
+class Encoder(nn.Module):
+    """A ``backbone`` that takes RGB images in [0, 1] and normalises them as its weights want them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor) -> Maps:
+        """Return the backbone's maps of images (B, 3, H, W) float in [0, 1]."""
+        maps: Maps = self.backbone((images - self.mean) / self.std)
+        return maps
+
+
+class SegmentationNetwork(Encoder):
     """A segmentation network in three parts that a method can call one by one.
 
     ``backbone`` maps normalised images to ``Maps``, ``decoder`` maps these to features (B, feature_channels,
     h, w) at ``feature_stride`` pixels a position, and ``classifier`` maps features to ``num_classes``
-    channels. Images are RGB in [0, 1]; the network normalises them as its backbone wants them.
-    ``align_corners`` says how it interpolates.
+    channels. ``align_corners`` says how it interpolates.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -57,21 +71,13 @@ class SegmentationNetwork(nn.Module):
         feature_stride: float,
         align_corners: bool = False,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.decoder = decoder
         self.classifier = classifier
         self.num_classes = num_classes
         self.feature_channels = feature_channels
         self.feature_stride = feature_stride
         self.align_corners = align_corners
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
-
-    def encode(self, images: Tensor) -> Maps:
-        """Return the backbone's maps of images (B, 3, H, W) float in [0, 1]."""
-        maps: Maps = self.backbone((images - self.mean) / self.std)
-        return maps
 
     def decode(self, maps: Maps) -> Tensor:
         """Return features (B, feature_channels, h, w)."""

@@ -11,22 +11,22 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from semiseg.base import paths
+from semiseg.base import encoder, paths
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import Network
 from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file, own_file
 from semiseg.data import archives
-from semiseg.models.network import Backbone, SegmentationNetwork
+from semiseg.models.network import Backbone, Encoder
 
 HUB_ADDRESS = "https://huggingface.co"
 
 
-def load(built: SegmentationNetwork, network: Network) -> None:
+def load(built: Encoder, network: encoder.Encoder) -> None:
     """Load what ``network.weights`` names into ``built``.
 
     ``none`` loads nothing. Another name loads the file that was published for the backbone, ``hub`` the one
-    of timm's hub; anything else is a file's path. The file holds the state dict of a classifier with this
-    backbone, of torchvision's DeepLabv3, or of a whole SegmentationNetwork. Raises UserError for a file that
+    of timm's hub, ``pretrained/<name>`` what that pretraining gave; anything else is a file's path. The file
+    holds the state dict of a classifier with this backbone, of torchvision's DeepLabv3, of an Encoder, or of
+    a whole SegmentationNetwork; an Encoder takes the backbone alone from it. Raises UserError for a file that
     cannot be had or read, or whose tensors are not exactly the network's.
     """
     if network.weights == "none":
@@ -38,7 +38,7 @@ def load(built: SegmentationNetwork, network: Network) -> None:
     }
     if not inside:
         fill(built.backbone, _translated(built.backbone, tensors, path), path)
-    elif network.weights == "coco":
+    elif network.weights == "coco" or len(inside) == len(tensors) or type(built) is Encoder:
         fill(built.backbone, inside, path)
     else:
         fill(built, tensors, path)
@@ -55,7 +55,7 @@ def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -
         ) from None
 
 
-def obtain(network: Network) -> Path:
+def obtain(network: encoder.Encoder) -> Path:
     """Return the file of ``network.weights``; a published one is fetched if it is missing.
 
     Raises UserError saying what to do for a file that cannot be had, or has another digest than published.
@@ -63,6 +63,14 @@ def obtain(network: Network) -> Path:
     published = PUBLISHED.get((network.weights, network.backbone))
     if published is not None:
         return find(published)
+    pretraining = paths.Pretraining.named(network.weights)
+    if pretraining is not None:
+        if not pretraining.weights.is_file():
+            raise UserError(
+                f"network: weights: {pretraining.weights} is missing; run python pipeline/pretrain.py "
+                f"{pretraining.name} first"
+            )
+        return pretraining.weights
     if network.weights != HUB:
         return own_file(network.weights)
     name = hub_file(network.backbone)
@@ -75,7 +83,7 @@ def obtain(network: Network) -> Path:
     return path
 
 
-def fetch(network: Network) -> Path | None:
+def fetch(network: encoder.Encoder) -> Path | None:
     """Return the file of ``network.weights``, fetched if it is missing; None for random weights.
 
     A hub's file has no published digest: it must be there before a run begins, whose identity has its digest.
