@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
 from semiseg.base.errors import EXIT_TRY_AGAIN, UserError
@@ -127,6 +128,11 @@ def gathered(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size())]
     distributed.all_gather(parts, rows.detach().contiguous())
     return torch.cat(parts)
+
+
+def joined_rows(rows: Tensor) -> Tensor:
+    """Return the rows (N, D) of all processes in order, with a gradient to each; N is the same in each."""
+    return summed(pad(rows, (0, 0, rank() * len(rows), (size() - 1 - rank()) * len(rows))))
 
 
 def following(rows: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ def greyscale(images: Tensor, *, probability: float) -> Tensor:
     return torch.where(_drawn(images, probability), _luma(images), images)
 
 
+def solarise(images: Tensor, *, probability: float) -> Tensor:
+    """Invert the values from one half on (Grill et al., NeurIPS 2020)."""
+    return torch.where(_drawn(images, probability) & (images >= 0.5), 1 - images, images)
+
+
 # --- geometry -------------------------------------------------------------------------------------------
 
 

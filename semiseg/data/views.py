@@ -1,9 +1,16 @@
-"""Two crops of one image whose overlap is known: the same pixels in two contexts (DCC)."""
+"""Two crops of one image, and which of their positions show the same place.
 
+DCC's crops have one scale and an overlap of whole positions; those of self-supervised training are resized,
+each by itself, so positions correspond by the distance of their centres.
+"""
+
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import pad_image, resize_image
@@ -109,6 +116,79 @@ def counterparts(box: Tensor, other_box: Tensor, height: int, width: int, cell: 
     first = torch.arange(len(box), device=box.device).view(-1, 1, 1) * (height * width)
     index = first + (y - y0 + other_y0) * width + (x - x0 + other_x0)
     return torch.where(valid, index, 0).flatten(), valid.flatten()
+
+
+def resized_crops(
+    image: Tensor,
+    generator: torch.Generator,
+    *,
+    crop: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip_probability: float = 0.5,
+) -> dict[str, Tensor]:
+    """Return two views of an image (3, H, W) uint8: random rectangles of it, resized to squares.
+
+    A rectangle covers U(area) of the image; its width over its height is log-uniform in ``aspect``. image1,
+    image2: (3, crop, crop) uint8, each flipped by itself where flip1, flip2, () bool, say so; box1, box2:
+    (4,) float32, the rectangle's y0, x0, y1, x1 in the image's pixels.
+    """
+    views = {}
+    for name in ("1", "2"):
+        box = _rectangle(image.shape[-2], image.shape[-1], area, aspect, generator)
+        part = image[:, box.y0 : box.y1, box.x0 : box.x1]
+        square = resize(part, [crop, crop], InterpolationMode.BILINEAR, antialias=True)
+        flip = torch.rand((), generator=generator) < flip_probability
+        views[f"image{name}"] = (square.flip(-1) if flip else square).contiguous()
+        views[f"box{name}"] = torch.tensor(box, dtype=torch.float32)
+        views[f"flip{name}"] = flip
+    return views
+
+
+def cell_centres(box: Tensor, flip: Tensor, grid: int) -> Tensor:
+    """Return where the cells of views have their centres: (B, grid², 2) float32, y and x.
+
+    They are in pixels of the images. box (B, 4) and flip (B,) are those of ``resized_crops``; a view is
+    divided into grid x grid equal cells, which are listed row by row.
+    """
+    share = (torch.arange(grid, device=box.device) + 0.5) / grid
+    y0, x0, y1, x1 = box.unsqueeze(-1).unbind(dim=1)
+    y, x = y0 + (y1 - y0) * share, x0 + (x1 - x0) * unflipped(share.expand(len(box), -1), flip)
+    return torch.stack(torch.broadcast_tensors(y[:, :, None], x[:, None, :]), dim=-1).flatten(1, 2)
+
+
+def cell_distances(views: Mapping[str, Tensor], grid: int) -> Tensor:
+    """Return how far apart the cells of the two views lie: (B, grid², grid²), rows for those of the first.
+
+    The unit is the larger diagonal of a cell of either view, as in PixPro (Xie et al., CVPR 2021).
+    """
+    one, other = (cell_centres(views[f"box{name}"], views[f"flip{name}"], grid) for name in ("1", "2"))
+    sides = (
+        torch.stack([views[f"box{name}"][:, 2:] - views[f"box{name}"][:, :2] for name in ("1", "2")]) / grid
+    )
+    diagonal = sides.norm(dim=-1).amax(dim=0)
+    return (one[:, :, None] - other[:, None]).norm(dim=-1) / diagonal[:, None, None]
+
+
+def _rectangle(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: torch.Generator,
+) -> Box:
+    """Draw a rectangle as torchvision's RandomResizedCrop does: the first of ten draws that fits."""
+    low, high = map(math.log, aspect)
+    for share, shape in torch.rand(10, 2, generator=generator).tolist():
+        pixels = height * width * (area[0] + (area[1] - area[0]) * share)
+        ratio = math.exp(low + (high - low) * shape)
+        rows, columns = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < rows <= height and 0 < columns <= width:
+            break
+    else:  # the whole image, cut to the nearest aspect
+        rows, columns = min(height, round(width / aspect[0])), min(width, round(height * aspect[1]))
+    top, left = _up_to(height - rows, generator), _up_to(width - columns, generator)
+    return Box(top, left, top + rows, left + columns)
 
 
 def _offset(first: int, drawn: int, stride: int) -> int:

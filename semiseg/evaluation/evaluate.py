@@ -96,6 +96,7 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
             train_seconds=model["train_seconds"],
             images_per_second=model["images_per_second"],
             peak_memory_mib=model["peak_memory_mib"],
+            pretrained_sha256=model.get("pretrained_sha256"),  # of before there was pretraining: none
         ),
         confusion=tuple(map(tuple, matrices[f"last.{headline}"].tolist())),
     )

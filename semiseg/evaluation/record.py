@@ -51,6 +51,7 @@ class Provenance:
     train_seconds: float  # all sittings of a resumed run together
     images_per_second: float  # training images, labelled and unlabelled
     peak_memory_mib: float | None  # of the accelerator; None on a CPU
+    pretrained_sha256: str | None = None  # of the weights that a pretraining gave it to start from
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from semiseg.base.errors import UserError
@@ -156,9 +156,7 @@ def _batches(images: Iterable[Image], pixels: int) -> Iterator[list[Image]]:
 
 
 @contextmanager
-def evaluation_mode(
-    networks: Iterable[SegmentationNetwork], device: torch.device, precision: str
-) -> Iterator[None]:
+def evaluation_mode(networks: Iterable[nn.Module], device: torch.device, precision: str) -> Iterator[None]:
     """Predict in evaluation mode, without gradients, in ``precision``; afterwards restore every mode.
 
     cuDNN does not time its algorithms meanwhile: it would do so for every size of image.

@@ -8,6 +8,12 @@ from semiseg.losses.directional import directional_contrastive_loss
 from semiseg.losses.entropy import entropy_loss, pixel_entropy
 from semiseg.losses.hard_examples import hard_cross_entropy
 from semiseg.losses.pseudo_labels import confident_cross_entropy
+from semiseg.losses.self_supervised import (
+    info_nce_loss,
+    negative_cosine_loss,
+    nt_xent_loss,
+    pixel_consistency_loss,
+)
 from semiseg.losses.supervised import cross_entropy
 from semiseg.losses.supervised_contrast import supervised_contrastive_loss
 from semiseg.losses.unreliable import anchor_contrastive_loss, reliable_cross_entropy
@@ -23,6 +29,10 @@ __all__ = [
     "directional_contrastive_loss",
     "entropy_loss",
     "hard_cross_entropy",
+    "info_nce_loss",
+    "negative_cosine_loss",
+    "nt_xent_loss",
+    "pixel_consistency_loss",
     "pixel_entropy",
     "reliable_cross_entropy",
     "supervised_contrastive_loss",

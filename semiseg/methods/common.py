@@ -15,7 +15,7 @@ from semiseg.base import checks
 from semiseg.base.distributed import averaged, following, global_mean, uniform
 from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import Geometry, Protocol
-from semiseg.data.augment import Pixels, colour_jitter, gaussian_blur, greyscale
+from semiseg.data.augment import Pixels, colour_jitter, gaussian_blur, greyscale, solarise
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.streams import View
 from semiseg.losses import cross_entropy, hard_cross_entropy
@@ -60,10 +60,12 @@ class Colours:
     grey_probability: float = 0.2
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels
     blur_probability: float = 0.5
+    solarise_probability: float = 0.0
 
     def __post_init__(self) -> None:
         checks.at_least(self, 0, "jitter")
-        checks.within(self, 0, 1, "jitter_probability", "grey_probability", "blur_probability")
+        for name in ("jitter", "grey", "blur", "solarise"):
+            checks.within(self, 0, 1, f"{name}_probability")
         checks.positive(self, "blur_sigma")
         checks.ascending(self, "blur_sigma")
         if self.jitter[3] > 0.5:
@@ -71,7 +73,7 @@ class Colours:
 
 
 def strong_view(images: Tensor, colours: Colours) -> Tensor:
-    """Return images (B, 3, H, W) in [0, 1] jittered, greyed and blurred, each by its own draws."""
+    """Return images (B, 3, H, W) in [0, 1] jittered, greyed, blurred and solarised, each by its own draws."""
     brightness, contrast, saturation, hue = colours.jitter
     images = colour_jitter(
         images,
@@ -84,6 +86,8 @@ def strong_view(images: Tensor, colours: Colours) -> Tensor:
     images = greyscale(images, probability=colours.grey_probability)
     if colours.blur_probability > 0:
         images = gaussian_blur(images, probability=colours.blur_probability, sigma=colours.blur_sigma)
+    if colours.solarise_probability > 0:
+        images = solarise(images, probability=colours.solarise_probability)
     return images
 
 

@@ -22,8 +22,12 @@ def decay(step: int, total_steps: int, *, base: float = 0.995, rate: float = 1.0
     It grows from ``base`` to 1 along a half cosine, 1 − (1 − base) (cos(π step / total) + 1) / 2, and never
     exceeds the true average's 1 − 1 / (rate · step + 1).
     """
-    cosine = 1 - (1 - base) * (math.cos(math.pi * step / total_steps) + 1) / 2
-    return min(1 - 1 / (rate * step + 1), cosine)
+    return min(1 - 1 / (rate * step + 1), cosine_decay(step, total_steps, base))
+
+
+def cosine_decay(step: int, total_steps: int, base: float) -> float:
+    """Return 1 − (1 − base) (cos(π step / total) + 1) / 2 (Grill et al., NeurIPS 2020)."""
+    return 1 - (1 - base) * (math.cos(math.pi * step / total_steps) + 1) / 2
 
 
 def true_average_decay(step: int, base: float) -> float:

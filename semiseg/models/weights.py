@@ -15,7 +15,7 @@ from semiseg.base import encoder, paths
 from semiseg.base.errors import UserError
 from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file, own_file
 from semiseg.data import archives
-from semiseg.models.network import Backbone, Encoder
+from semiseg.models.network import Backbone, Encoder, SegmentationNetwork
 
 HUB_ADDRESS = "https://huggingface.co"
 
@@ -38,7 +38,9 @@ def load(built: Encoder, network: encoder.Encoder) -> None:
     }
     if not inside:
         fill(built.backbone, _translated(built.backbone, tensors, path), path)
-    elif network.weights == "coco" or len(inside) == len(tensors) or type(built) is Encoder:
+    elif (
+        network.weights == "coco" or len(inside) == len(tensors) or not isinstance(built, SegmentationNetwork)
+    ):
         fill(built.backbone, inside, path)
     else:
         fill(built, tensors, path)

@@ -1,7 +1,7 @@
 """The batches of a run's steps, on the device."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -68,7 +68,12 @@ def on_device(images: Tensor, masks: Tensor, views: dict[str, Tensor] | None, de
     labelled = Labelled(_moved(images, device), masks.to(device, torch.int64, non_blocking=True))
     if views is None:
         return labelled, None
-    return labelled, {name: _moved(view, device) for name, view in views.items()}
+    return labelled, moved(views, device)
+
+
+def moved(views: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Move what a view returned to ``device``; images (B, 3, H, W) uint8 become float32 in [0, 1]."""
+    return {name: _moved(view, device) for name, view in views.items()}
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

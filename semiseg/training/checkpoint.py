@@ -73,6 +73,7 @@ class Checkpoint:
     seconds: float = 0.0  # training time of all sittings, without validation
     revision: str = "unknown"  # of the code that took the last step
     peak_memory_mib: float | None = None  # on a GPU, of all sittings
+    pretrained_sha256: str | None = None  # of the weights that a pretraining gave it to start from
 
     @classmethod
     def new(cls, identity: Identity, started: str) -> "Checkpoint":

@@ -1,12 +1,15 @@
 """A loss or gradient that is not finite: its step is refused, and its inputs are kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from semiseg.base import distributed
 from semiseg.base.errors import UserError
-from semiseg.base.parameters import RunConfig
+from semiseg.base.paths import Pretraining, Run
 from semiseg.training import checkpoint
-from semiseg.training.batches import Batch
 
 
 class Diverged(UserError):
@@ -19,36 +22,39 @@ class Diverged(UserError):
         self.step = step
 
 
-def explained(config: RunConfig, error: Diverged, batch: Batch) -> Diverged:
-    """Keep the ``batch`` of the failed step beside the checkpoint, and return the error with what to do."""
-    labelled, unlabelled = batch
-    inputs = {
-        "config_sha256": config.digest(),
-        "step": error.step,
-        "images": distributed.gathered(labelled.images).cpu(),
-        "masks": distributed.gathered(labelled.masks).cpu(),
-        "views": {name: distributed.gathered(view).cpu() for name, view in (unlabelled or {}).items()},
-    }
-    path = config.run.checkpoints / f"nan-step-{error.step}.pt"
+def explained(
+    run: Run | Pretraining, config_sha256: str, error: Diverged, inputs: Mapping[str, Any]
+) -> Diverged:
+    """Keep the ``inputs`` of the failed step beside the checkpoint, and return the error with what to do."""
+    path = run.checkpoints / f"nan-step-{error.step}.pt"
+    kept = {"config_sha256": config_sha256, "step": error.step, **_on_the_host(inputs)}
     if distributed.first():
-        checkpoint.write(inputs, path)
+        checkpoint.write(kept, path)
     return Diverged(f"{error}; {_remedy(path)}", error.step)
 
 
-def refuse_again(config: RunConfig) -> None:
+def _on_the_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy tensors of the whole batch from the device; ``inputs`` may nest."""
+    return {
+        name: distributed.gathered(each).cpu() if isinstance(each, Tensor) else _on_the_host(each)
+        for name, each in inputs.items()
+    }
+
+
+def refuse_again(run: Run | Pretraining, config_sha256: str) -> None:
     """Raise Diverged for a run that diverged before: engines that retry would repeat it again and again."""
-    for kept in config.run.checkpoints.glob("nan-step-*.pt"):
+    for kept in run.checkpoints.glob("nan-step-*.pt"):
         try:
             found = checkpoint.read(kept)
         except ValueError:  # it was not written whole; training meets the loss again
             continue
-        if found["config_sha256"] == config.digest():
+        if found["config_sha256"] == config_sha256:
             step = found["step"]
-            raise Diverged(f"{config.run}: diverged at step {step} before; {_remedy(kept)}", step)
+            raise Diverged(f"{run}: diverged at step {step} before; {_remedy(kept)}", step)
 
 
 def _remedy(kept: Path) -> str:
     return (
-        f"the step's inputs are in {kept}; lower learning_rate or set clip_norm in the protocol, "
+        f"the step's inputs are in {kept}; lower learning_rate (or set a protocol's clip_norm), "
         f"then remove {kept.parent} to train from the start (or {kept.name} alone to try once more)"
     )

@@ -1,13 +1,10 @@
 """The training loop: the same steps, data and schedule for every method."""
 
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from semiseg.base import distributed, provenance
 from semiseg.base.files import remove_leftovers
@@ -15,31 +12,17 @@ from semiseg.base.parameters import RunConfig
 from semiseg.data import prepared
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
-from semiseg.data.streams import evaluation_images
 from semiseg.methods import contract
 from semiseg.methods.contract import Task
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint, divergence
-from semiseg.training.batches import batches
+from semiseg.training.batches import Batch, batches
 from semiseg.training.checkpoint import Checkpoint, Networks
-from semiseg.training.divergence import Diverged
-from semiseg.training.history import History
-from semiseg.training.sitting import Sitting, noted_signals
+from semiseg.training.course import Course, Figures, Validation
+from semiseg.training.pretrain import weights_sha256
 from semiseg.training.step import new_learner, new_optimiser, poly, seed_everything, take_step
 
 REVISION = 1  # raise it when a change alters the numbers of every run
-
-
-class Validation(Protocol):
-    """How networks are scored on the val list; semiseg.evaluation.score has it."""
-
-    def count(
-        self, networks: Mapping[str, SegmentationNetwork], images: Iterable[tuple[str, Tensor, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return each network's confusion matrix over (id, image, mask)."""
-
-    def figures(self, matrix: Tensor) -> dict[str, float]:
-        """Return the figures of a confusion matrix by name, "miou" among them."""
 
 
 def train(
@@ -59,17 +42,18 @@ def train(
     if distributed.first():
         remove_leftovers(run.checkpoints)
         remove_leftovers(run.artefacts)
-    divergence.refuse_again(config)
+    divergence.refuse_again(run, config.digest())
     options = contract.configured(config.method, config.options, protocol)
     view = contract.views(config.method, options, protocol.geometry)
     judged = protocol.judge_pseudo_labels and options.labels_weak_view
     if judged:
         prepared.check_judged(dataset, split.unlabelled)
-    read = partial(batches, config, dataset, split, view, judged, device)
     identity = checkpoint.identify(config, dataset, split)
     with distributed.first_alone():  # it may set a broken checkpoint aside
         saved = checkpoint.load(run.checkpoints, identity)
     state = saved or Checkpoint.new(identity, provenance.now())
+    if not saved:
+        state.pretrained_sha256 = weights_sha256(config)
 
     seed_everything(run.seed, -1)
     task = Task(protocol.steps, len(split.labelled), config.dataset.background, len(split.unlabelled))
@@ -78,88 +62,38 @@ def train(
     if saved:
         learner.load_state_dict(saved.method)
         optimiser.load_state_dict(saved.optimiser)
-    schedule = poly(optimiser, protocol, state.step)
     model = distributed.replicated(learner)
-    history = History(run.artefacts, str(run), state.step, protocol.steps, state.history, state.unwritten)
-    images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
-    revision = provenance.revision()  # of the code that is loaded; the working folder may change meanwhile
     resumed_at = state.step
 
-    def save() -> None:
-        history.read()  # raises Diverged rather than save the consequences of a loss that is not finite
-        state.method, state.optimiser = learner.state_dict(), optimiser.state_dict()
-        state.history, state.unwritten = history.rows, history.unwritten
-        state.revision, state.peak_memory_mib = revision, _peak_memory(device, state.peak_memory_mib)
-        with distributed.first_alone():
-            if distributed.first():
-                state.save(run.checkpoints)
+    def keep_best(figures: Figures) -> None:
+        miou = figures[next(iter(learner.networks()))]["miou"]
+        if miou > state.best_miou:
+            state.best_miou, state.best_step, state.best = miou, state.step, _state_dicts(learner.networks())
 
-    with history, noted_signals() as signals, distributed.ended_by(signals):
-        sitting = Sitting(str(run), signals, lambda: state.step, save)
-        steps = sitting.each(read(state.step, protocol.steps))
-        try:
-            while True:
-                if _ends_with_validation(config, state.step) and not history.is_validated(state.step):
-                    val = evaluation_images(dataset, distributed.dealt(dataset.ids("val")), protocol.workers)
-                    with sitting.together():
-                        matrices = validation.count(learner.networks(), sitting.until_told(val))
-                    _note_validation(state, history, learner.networks(), matrices, validation)
-                if state.step > resumed_at and _is_save_due(config, state.step, sitting):
-                    sitting.save()
-                if state.step == protocol.steps:
-                    break
-
-                tick = time.perf_counter()
-                labelled, unlabelled = next(steps)
-                seed_everything(run.seed, state.step)
-                logs = take_step(config, learner, model, optimiser, labelled, unlabelled, state.step)
-                history.add(state.step, logs)
-                rate = float(schedule.get_last_lr()[-1])
-                schedule.step()
-                state.step += 1
-                if state.step % protocol.log_every == 0 or _ends_with_validation(config, state.step):
-                    history.flush(rate, images_per_step)
-                state.seconds += time.perf_counter() - tick
-        except Diverged as error:
-            raise divergence.explained(config, error, next(read(error.step, error.step + 1))) from None
+    course = Course[Batch](
+        run=run,
+        pace=protocol,
+        seed=run.seed,
+        state=state,
+        learner=learner,
+        optimiser=optimiser,
+        schedule=poly(optimiser, protocol, state.step),
+        device=device,
+        images_per_step=protocol.labelled_batch + (protocol.unlabelled_batch if view else 0),
+        dataset=dataset,
+        networks=learner.networks(),
+        validation=validation,
+        read=partial(batches, config, dataset, split, view, judged, device),
+        take=lambda batch, step: take_step(config, learner, model, optimiser, *batch, step),
+        inputs=lambda batch: {**batch[0]._asdict(), "views": batch[1] or {}},
+        on_figures=keep_best,
+    )
+    course.complete()
     if distributed.first():
         if resumed_at == protocol.steps:
             print(f"{run}: had taken its last step; its network is written again", file=sys.stderr)
-        _write_model(config, state, learner.networks(), images_per_step, device)
+        _write_model(config, state, learner.networks(), course.images_per_step, device)
         checkpoint.finish(run.checkpoints)
-
-
-def _ends_with_validation(config: RunConfig, step: int) -> bool:
-    """Return whether the networks are scored after ``step`` steps."""
-    return step > 0 and (step % config.protocol.validate_every == 0 or step == config.protocol.steps)
-
-
-def _is_save_due(config: RunConfig, step: int, sitting: Sitting) -> bool:
-    """Return whether to save after ``step`` steps; saving changes no number."""
-    protocol = config.protocol
-    late = distributed.agreed(sitting.minutes_since_save() >= protocol.checkpoint_minutes)
-    return late or step % protocol.checkpoint_every == 0 or step == protocol.steps
-
-
-def _note_validation(
-    state: Checkpoint,
-    history: History,
-    networks: Mapping[str, SegmentationNetwork],
-    matrices: Mapping[str, Tensor],
-    validation: Validation,
-) -> None:
-    """Write the figures into the history, and keep the networks if the headline's mIoU is the best so far."""
-    figures = {name: validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()}
-    history.validated(
-        {
-            f"val_{figure}_{name}": value
-            for name, values in figures.items()
-            for figure, value in values.items()
-        }
-    )
-    miou = figures[next(iter(networks))]["miou"]
-    if miou > state.best_miou:
-        state.best_miou, state.best_step, state.best = miou, state.step, _state_dicts(networks)
 
 
 def _state_dicts(networks: Mapping[str, SegmentationNetwork]) -> Networks:
@@ -168,13 +102,6 @@ def _state_dicts(networks: Mapping[str, SegmentationNetwork]) -> Networks:
         name: {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
         for name, network in networks.items()
     }
-
-
-def _peak_memory(device: torch.device, before: float | None) -> float | None:
-    """Return the most MiB that this and earlier sittings allocated on a GPU; None on the CPU."""
-    if device.type != "cuda":
-        return before
-    return max(torch.cuda.max_memory_allocated(device) / 2**20, before or 0.0)
 
 
 def _write_model(
@@ -201,5 +128,6 @@ def _write_model(
         "train_seconds": state.seconds,
         "images_per_second": state.step * images_per_step / max(state.seconds, 1e-9),
         "peak_memory_mib": state.peak_memory_mib,
+        "pretrained_sha256": state.pretrained_sha256,
     }
     checkpoint.write(model, config.run.artefacts / "model.pt")

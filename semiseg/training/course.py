@@ -1,0 +1,163 @@
+"""The course of a training: its steps, logs, validations and checkpoints, whatever is trained."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from semiseg.base import distributed, provenance
+from semiseg.base.paths import Pretraining, Run
+from semiseg.data.prepared import PreparedDataset
+from semiseg.data.streams import evaluation_images
+from semiseg.methods.contract import Logs
+from semiseg.training import divergence
+from semiseg.training.checkpoint import Checkpoint
+from semiseg.training.divergence import Diverged
+from semiseg.training.history import History
+from semiseg.training.sitting import Sitting, noted_signals
+from semiseg.training.step import seed_everything
+
+Batch = TypeVar("Batch")
+Figures = dict[str, dict[str, float]]
+"""Figures of each network by name."""
+
+
+class Pace(Protocol):
+    """When a training logs, validates and saves; fields of a protocol and of a pretraining."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def validate_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def checkpoint_minutes(self) -> float: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+
+
+class Validation(Protocol):
+    """How networks are scored on the val list; semiseg.evaluation has two ways."""
+
+    def count(
+        self, networks: Mapping[str, Any], images: Iterable[tuple[str, Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return each network's confusion matrix over (id, image, mask)."""
+
+    def figures(self, matrix: Tensor) -> dict[str, float]:
+        """Return the figures of a confusion matrix by name, "miou" among them."""
+
+
+@dataclass
+class Course(Generic[Batch]):
+    """All that it takes to train ``learner`` to the last step."""
+
+    run: Run | Pretraining
+    pace: Pace
+    seed: int
+    state: Checkpoint
+    learner: nn.Module
+    optimiser: Optimizer
+    schedule: LambdaLR  # of the optimiser, at the state's step
+    device: torch.device
+    images_per_step: int
+    dataset: PreparedDataset
+    networks: Mapping[str, nn.Module]  # that are validated
+    validation: Validation
+    read: Callable[[int, int], Iterator[Batch]]  # the batches of steps [first, last)
+    take: Callable[[Batch, int], Logs]  # takes a step
+    inputs: Callable[[Batch], Mapping[str, Any]]  # a batch's tensors by name, to be kept if its step fails
+    on_figures: Callable[[Figures], None] = lambda figures: None  # called after each validation
+
+    def complete(self) -> None:
+        """Take every step that is left, and keep ``state`` up to date.
+
+        Raises Diverged for a loss or gradient that is not finite, Interrupted after SIGTERM or ctrl-C, and
+        ReaderDiedError.
+        """
+        state, pace, resumed_at = self.state, self.pace, self.state.step
+        history = History(
+            self.run.artefacts, str(self.run), resumed_at, pace.steps, state.history, state.unwritten
+        )
+        # Of the code that is loaded; the working folder may change meanwhile.
+        revision = provenance.revision()
+
+        def save() -> None:
+            history.read()  # raises Diverged rather than save the consequences of a loss that is not finite
+            state.method, state.optimiser = self.learner.state_dict(), self.optimiser.state_dict()
+            state.history, state.unwritten = history.rows, history.unwritten
+            state.revision = revision
+            state.peak_memory_mib = _peak_memory(self.device, state.peak_memory_mib)
+            with distributed.first_alone():
+                if distributed.first():
+                    state.save(self.run.checkpoints)
+
+        with history, noted_signals() as signals, distributed.ended_by(signals):
+            sitting = Sitting(str(self.run), signals, lambda: state.step, save)
+            steps = sitting.each(self.read(state.step, pace.steps))
+            try:
+                while True:
+                    if self._ends_with_validation() and not history.is_validated(state.step):
+                        self._validate(sitting, history)
+                    if state.step > resumed_at and self._is_save_due(sitting):
+                        sitting.save()
+                    if state.step == pace.steps:
+                        break
+
+                    tick = time.perf_counter()
+                    batch = next(steps)
+                    seed_everything(self.seed, state.step)
+                    history.add(state.step, self.take(batch, state.step))
+                    rate = float(self.schedule.get_last_lr()[-1])
+                    self.schedule.step()
+                    state.step += 1
+                    if state.step % pace.log_every == 0 or self._ends_with_validation():
+                        history.flush(rate, self.images_per_step)
+                    state.seconds += time.perf_counter() - tick
+            except Diverged as error:
+                inputs = self.inputs(next(self.read(error.step, error.step + 1)))
+                raise divergence.explained(self.run, state.config_sha256, error, inputs) from None
+
+    def _ends_with_validation(self) -> bool:
+        """Whether the networks are scored after the steps taken so far."""
+        step, pace = self.state.step, self.pace
+        return step > 0 and (step % pace.validate_every == 0 or step == pace.steps)
+
+    def _is_save_due(self, sitting: Sitting) -> bool:
+        """Whether to save now; saving changes no number."""
+        step, pace = self.state.step, self.pace
+        late = distributed.agreed(sitting.minutes_since_save() >= pace.checkpoint_minutes)
+        return late or step % pace.checkpoint_every == 0 or step == pace.steps
+
+    def _validate(self, sitting: Sitting, history: History) -> None:
+        """Score the networks on the val list, and write the figures into the history."""
+        ids = distributed.dealt(self.dataset.ids("val"))
+        images = evaluation_images(self.dataset, ids, self.pace.workers)
+        with sitting.together():
+            matrices = self.validation.count(self.networks, sitting.until_told(images))
+        figures = {
+            name: self.validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()
+        }
+        history.validated(
+            {
+                f"val_{figure}_{name}": value
+                for name, values in figures.items()
+                for figure, value in values.items()
+            }
+        )
+        self.on_figures(figures)
+
+
+def _peak_memory(device: torch.device, before: float | None) -> float | None:
+    """Return the most MiB that this and earlier sittings allocated on a GPU; None on the CPU."""
+    if device.type != "cuda":
+        return before
+    return max(torch.cuda.max_memory_allocated(device) / 2**20, before or 0.0)
