@@ -1,26 +1,20 @@
 # The benchmark as a table of contents: one rule for each stage, one target for each grid of params.yaml.
 #   snakemake demo --cores 2                  the demo
 #   snakemake --cores 8 --resources gpu=4     the default grids, four runs at a time
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from semiseg.base import parameters
+from semiseg import stages
 from semiseg.base.errors import UserError
-from semiseg.stages import TABLES, Stages
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 min_version("9.27")
 
 
-if workflow.config_settings.overwrite_config:
-    raise WorkflowError(
-        "--config and --configfile do not reach the stages, which read params.yaml: change params.yaml instead"
-    )
 try:
-    PARAMS = parameters.load(Path("params.yaml"))
+    PARAMS = stages.load(workflow.config_settings.overwrite_config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -29,32 +23,16 @@ configfile: "params.yaml"  # after the check, because this answers a broken file
 
 
 validate(config, "pipeline/params.schema.yaml", set_default=False)
-STAGES = Stages(PARAMS)
+STAGES = stages.Stages(PARAMS)
 
 
-def escaped(text):
-    """Return ``text`` with braces doubled, because Snakemake formats it: a folder's name may hold braces."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-ENVIRONMENT = escaped(str(Path(workflow.basedir, "environment.yaml")))
-
-# tee must not hide a failed stage. On a signal to the whole job the stage may save its work: the shell waits for it, and
-# tee writes until it ends.
-shell_prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
-if not workflow.deployment_settings.deployment_method:
-    # Stages run under the Python that runs Snakemake, whether its environment is activated or not.
-    folder = escaped(shlex.quote(str(Path(sys.executable).parent)))
-    shell_prefix += f"PATH={folder}:$PATH; "
-shell.prefix(shell_prefix)
+ENVIRONMENT = stages.escaped(str(Path(workflow.basedir, "environment.yaml")))
+# Without an environment of their own, stages run under the Python that runs Snakemake, activated or not.
+shell.prefix(stages.shell_prefix(workflow.deployment_settings.deployment_method))
 
 
 wildcard_constraints:
-    dataset="[^/]+",
-    recipe="[^/]+",
-    split="[^/]+",
-    seed=r"\d+",
-    grid="[^/]+",
+    **stages.WILDCARDS,
 
 
 # Not a rule, because every rule would depend on it and run again with it.
@@ -91,8 +69,6 @@ rule download:
         ENVIRONMENT
     params:
         ingredients=STAGES.download,
-    message:
-        "prepare {wildcards.dataset}"
     shell:
         "python pipeline/download.py {wildcards.dataset} 2>&1 | tee -i {log}"
 
@@ -110,10 +86,30 @@ rule split:
         ENVIRONMENT
     params:
         ingredients=STAGES.split,
-    message:
-        "list the labelled images of {wildcards.split}, seed {wildcards.seed}"
     shell:
         "python pipeline/split.py {wildcards.split} {wildcards.seed} 2>&1 | tee -i {log}"
+
+
+rule pretrain:
+    input:
+        manifest=STAGES.pretraining_manifest,
+    output:
+        weights="runs/pretrained/{pretraining}/backbone.pt",
+        record="runs/pretrained/{pretraining}/record.json",
+        history="runs/pretrained/{pretraining}/history.csv",
+    log:
+        "logs/pretrain/{pretraining}.log",
+    conda:
+        ENVIRONMENT
+    threads: STAGES.threads_of_pretraining
+    resources:
+        gpu=STAGES.gpus_of_pretraining,
+    params:
+        ingredients=STAGES.pretrain,
+    message:
+        "pretrain {wildcards.pretraining}"
+    shell:
+        "python pipeline/resume.py pipeline/pretrain.py {wildcards.pretraining} 2>&1 | tee -i {log}"
 
 
 rule train:
@@ -121,13 +117,12 @@ rule train:
         manifest=STAGES.manifest,
         labelled="data/splits/{split}/{seed}/labelled.txt",
         unlabelled="data/splits/{split}/{seed}/unlabelled.txt",
+        pretrained=STAGES.pretrained,
     output:
         model="runs/{recipe}/{split}/{seed}/model.pt",
         history="runs/{recipe}/{split}/{seed}/history.csv",
     log:
         "logs/train/{recipe}/{split}/{seed}.log",
-    benchmark:
-        "logs/train/{recipe}/{split}/{seed}.benchmark.tsv"
     conda:
         ENVIRONMENT
     threads: STAGES.threads_of_all
@@ -178,7 +173,7 @@ rule report:
             subcategory="{grid}",
         ),
         csv=report("results/tables/{grid}.csv", category="Tables", subcategory="{grid}"),
-        tables=expand("results/tables/{{grid}}.{kind}", kind=TABLES[1:]),
+        tables=expand("results/tables/{{grid}}.{kind}", kind=stages.TABLES[1:]),
         metrics=directory("results/metrics/{grid}"),
         plots=expand("results/plots/{kind}/{{grid}}.csv", kind=["miou", "loss"]),
     log:

@@ -15,10 +15,12 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
     from semiseg.methods import contract
+    from semiseg.pretraining import contract as pretraining
 
     params = parameters.load()
     sources.check_options(params.datasets)
     contract.check_options(params)
+    pretraining.check_options(params)
     stages.write_ingredients(params)
 
 

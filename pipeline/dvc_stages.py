@@ -14,7 +14,7 @@ from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
-from semiseg.base.paths import Run
+from semiseg.base.paths import Pretraining, Run
 from semiseg.data import sources
 from semiseg.report.markup import one_line
 
@@ -87,6 +87,19 @@ SPLIT = """\
       - data/splits/${item.split}/${item.seed}/unlabelled.txt
 """
 
+PRETRAIN = """\
+    desc: Pretrain one backbone without masks
+    wdir: ..
+    cmd: python pipeline/resume.py pipeline/pretrain.py ${item.pretraining}
+    deps:
+      - data/ingredients/pretrain/${item.pretraining}.json
+      - data/${item.dataset}/manifest.json
+    outs:
+      - runs/pretrained/${item.pretraining}/backbone.pt
+      - runs/pretrained/${item.pretraining}/record.json
+      - runs/pretrained/${item.pretraining}/history.csv
+"""
+
 TRAIN = """\
     desc: Train one run
     wdir: ..
@@ -100,6 +113,13 @@ TRAIN = """\
       - runs/${item.recipe}/${item.split}/${item.seed}/model.pt
       - runs/${item.recipe}/${item.split}/${item.seed}/history.csv
 """
+
+TRAIN_PRETRAINED = TRAIN.replace(
+    "    outs:\n",
+    "      - runs/pretrained/${item.pretraining}/backbone.pt\n"
+    "      - runs/pretrained/${item.pretraining}/record.json\n"
+    "    outs:\n",
+)
 
 EVALUATE = """\
     desc: Score one run and write its record and short history
@@ -149,8 +169,11 @@ def stages(params: Params) -> str:
     owned = list(runs(params))
     text = HEAD + "".join(download(params, name) for name in params.datasets)
     text += matrices("split", SPLIT, splits(params))
-    text += matrices("train", TRAIN, owned)
-    text += matrices("evaluate", EVALUATE, owned)
+    text += matrices("pretrain", PRETRAIN, pretrainings(params))
+    text += matrices("train", TRAIN, [each for each in owned if "pretraining" not in each[1]])
+    pretrained = [each for each in owned if "pretraining" in each[1]]
+    text += matrices("train", TRAIN_PRETRAINED, pretrained, anchor="train_pretrained")
+    text += matrices("evaluate", EVALUATE, [(name, without_pretraining(each)) for name, each in owned])
     others = [name for name in params.grids if name not in target_names(params)]
     return text + "".join(report(params, name, "..") for name in others)
 
@@ -180,14 +203,14 @@ Matrix = tuple[str, dict[str, str]]
 """The end of a stage's name, and the values of its matrix."""
 
 
-def matrices(stage: str, body: str, entries: list[Matrix]) -> str:
-    """Return a stage for each entry; the first one holds the body that all share."""
-    text = ""
+def matrices(stage: str, body: str, entries: list[Matrix], anchor: str | None = None) -> str:
+    """Return a stage for each entry; the first one holds the body that all share, at ``anchor``."""
+    text, anchor = "", anchor or stage
     for place, (name, matrix) in enumerate(entries):
-        shared = f"    <<: *{stage}\n" if place else body
-        anchor = "" if place else f" &{stage}"
+        shared = f"    <<: *{anchor}\n" if place else body
+        mark = "" if place else f" &{anchor}"
         rows = "".join(f"      {key}: {value}\n" for key, value in matrix.items())
-        text += f"\n  {stage}_{name}:{anchor}\n{shared}    matrix:\n{rows}"
+        text += f"\n  {stage}_{name}:{mark}\n{shared}    matrix:\n{rows}"
     return text
 
 
@@ -210,11 +233,25 @@ def splits(params: Params) -> list[Matrix]:
     return entries
 
 
+def pretrainings(params: Params) -> list[Matrix]:
+    """Return the pretrainings of each dataset."""
+    names: dict[str, list[str]] = {}
+    for name, recipe in params.pretraining.items():
+        names.setdefault(recipe.dataset, []).append(name)
+    return [
+        (dataset, {"pretraining": listed(each), "dataset": listed([dataset])})
+        for dataset, each in names.items()
+    ]
+
+
 def runs(params: Params) -> Iterator[Matrix]:
-    """Yield the runs of each grid that no earlier grid has, as rectangles of recipes, splits and seeds."""
+    """Yield the runs of each grid that no earlier grid has, as rectangles of recipes, splits and seeds.
+
+    Runs that start from a pretraining have its name as well.
+    """
     known: set[Run] = set()
     for name, grid in params.grids.items():
-        for place, (recipes, names, seeds) in enumerate(rectangles(grid, known)):
+        for place, (recipes, names, seeds, pretraining) in enumerate(rectangles(params, grid, known)):
             (dataset,) = {params.splits[split].dataset for split in names}
             matrix = {
                 "recipe": listed(recipes),
@@ -222,26 +259,34 @@ def runs(params: Params) -> Iterator[Matrix]:
                 "seed": listed(seeds),
                 "dataset": listed([dataset]),
             }
+            if pretraining is not None:
+                matrix["pretraining"] = listed([pretraining.name])
             yield (f"{name}_{place + 1}" if place else name), matrix
         known.update(grid.runs())
 
 
-Rectangle = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]
-"""Recipes, splits and seeds: all their combinations."""
+def without_pretraining(matrix: dict[str, str]) -> dict[str, str]:
+    """Return the matrix of a run's evaluation, which reads what was trained alone."""
+    return {key: value for key, value in matrix.items() if key != "pretraining"}
 
 
-def rectangles(grid: Grid, known: set[Run]) -> list[Rectangle]:
+Rectangle = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], Pretraining | None]
+"""Recipes, splits and seeds: all their combinations, which start from one pretraining, or from none."""
+
+
+def rectangles(params: Params, grid: Grid, known: set[Run]) -> list[Rectangle]:
     """Return the runs of ``grid`` that are not ``known``, as few rectangles."""
-    splits_by_seeds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    splits: dict[tuple[str, tuple[int, ...], Pretraining | None], list[str]] = {}
     for recipe in grid.recipes:
         for split in grid.splits:
             seeds = tuple(seed for seed in grid.seeds if Run(recipe, split, seed) not in known)
             if seeds:
-                splits_by_seeds.setdefault((recipe, seeds), []).append(split)
-    recipes: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
-    for (recipe, seeds), names in splits_by_seeds.items():
-        recipes.setdefault((tuple(names), seeds), []).append(recipe)
-    return [(tuple(each), names, seeds) for (names, seeds), each in recipes.items()]
+                start = params.pretrained(Run(recipe, split, seeds[0]))
+                splits.setdefault((recipe, seeds, start), []).append(split)
+    recipes: dict[tuple[tuple[str, ...], tuple[int, ...], Pretraining | None], list[str]] = {}
+    for (recipe, seeds, start), names in splits.items():
+        recipes.setdefault((tuple(names), seeds, start), []).append(recipe)
+    return [(tuple(each), *key) for key, each in recipes.items()]
 
 
 def wrapped(values: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Pretrain a backbone without masks: python pipeline/pretrain.py <name>.
 
-<name> is an entry of params.yaml's pretraining. One that asks for several GPUs claims them and starts this stage once on each.
+<name> is an entry of params.yaml's pretraining. One that asks for several GPUs claims them and starts this
+stage once on each.
 """
 
 import argparse

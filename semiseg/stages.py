@@ -9,17 +9,49 @@ a change of code that alters results raises a REVISION, and tests/test_trajector
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from semiseg.base import paths
+from semiseg.base import parameters, paths
+from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
 from semiseg.data import sources
 from semiseg.report import reference
 
 TABLES = ("csv", "md", "tex")  # kinds of files of a grid's table
+NAMES = ("dataset", "recipe", "split", "grid", "pretraining")
+WILDCARDS = {**dict.fromkeys(NAMES, "[^/]+"), "seed": r"\d+"}  # the Snakefile's, with what they may be
+
+
+def load(overlay: object) -> Params:
+    """Read params.yaml for Snakemake, whose own ``overlay`` of it no stage would see. Raises UserError."""
+    if overlay:
+        raise UserError(
+            "--config and --configfile do not reach the stages, which read params.yaml: change params.yaml "
+            "instead"
+        )
+    return parameters.load()
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` with braces doubled, because Snakemake formats it: a folder's name may hold braces."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def shell_prefix(deployment: Collection[object]) -> str:
+    """Return what the Snakefile puts before each command.
+
+    tee must not hide a failed stage. On a signal to the whole job the stage may save its work: the shell
+    waits for it, and tee writes until it ends. Without the methods of ``deployment``, which activate an
+    environment, this very Python is the first on the path.
+    """
+    prefix = "set -euo pipefail; trap : INT TERM; tee() {{ trap '' INT TERM; command tee \"$@\"; }}; "
+    python = escaped(shlex.quote(str(Path(sys.executable).parent)))
+    return prefix if deployment else f"{prefix}PATH={python}:$PATH; "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +63,7 @@ class Wildcards:
     split: str = ""
     seed: str = "0"
     grid: str = ""
+    pretraining: str = ""
 
 
 class Stages:
@@ -49,6 +82,16 @@ class Stages:
         """Return the manifest of the dataset of a split."""
         split = look_up(self.params.splits, wildcards.split, "splits")
         return (paths.dataset(split.dataset) / "manifest.json").as_posix()
+
+    def pretraining_manifest(self, wildcards: Wildcards) -> str:
+        """Return the manifest of the dataset of a pretraining."""
+        recipe = look_up(self.params.pretraining, wildcards.pretraining, "pretraining")
+        return (paths.dataset(recipe.dataset) / "manifest.json").as_posix()
+
+    def pretrained(self, wildcards: Wildcards) -> list[str]:
+        """Return the files of the pretraining that a run starts from, if it starts from one."""
+        found = self.params.pretrained(_run(wildcards))
+        return [] if found is None else [found.weights.as_posix(), found.record.as_posix()]
 
     def records(self, wildcards: Wildcards) -> list[str]:
         """Return the records that a grid's table reads."""
@@ -72,6 +115,15 @@ class Stages:
         """Return the CPU threads of all processes that train a run together."""
         return self.gpus(wildcards) * self.threads(wildcards)
 
+    def threads_of_pretraining(self, wildcards: Wildcards) -> int:
+        """Return the CPU threads of all processes that pretrain together."""
+        recipe = self.params.pretraining[wildcards.pretraining]
+        return recipe.gpus * recipe.threads
+
+    def gpus_of_pretraining(self, wildcards: Wildcards) -> int:
+        """Return the GPUs that pretrain together."""
+        return self.params.pretraining[wildcards.pretraining].gpus
+
     # --- ingredients ----------------------------------------------------------------------------------
 
     def download(self, wildcards: Wildcards) -> str:
@@ -88,6 +140,10 @@ class Stages:
         """Return the ingredients of a split's lists."""
         split = look_up(self.params.splits, wildcards.split, "splits")
         return _text({"dataset": split.dataset, **dataclasses.asdict(self.params.share(wildcards.split))})
+
+    def pretrain(self, wildcards: Wildcards) -> str:
+        """Return the ingredients of a pretraining: its configuration."""
+        return _text(json.loads(canonical(self.params.pretraining_run(wildcards.pretraining))))
 
     def train(self, wildcards: Wildcards) -> str:
         """Return the ingredients of a run: its configuration, the seed apart."""
@@ -114,6 +170,8 @@ def ingredients(params: Params) -> Iterator[tuple[Path, str]]:
     pairs = dict.fromkeys((run.recipe, run.split) for grid in params.grids.values() for run in grid.runs())
     for split in dict.fromkeys(split for _, split in pairs):
         yield Path("split", f"{split}.json"), stages.split(Wildcards(split=split))
+    for name in params.pretraining:
+        yield Path("pretrain", f"{name}.json"), stages.pretrain(Wildcards(pretraining=name))
     for recipe, split in pairs:
         names = Wildcards(recipe=recipe, split=split)
         yield Path("train", recipe, f"{split}.json"), stages.train(names)

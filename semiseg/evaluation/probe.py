@@ -50,7 +50,7 @@ class Probe:
         return cls(dataset, ids, device, recipe.precision, 2 * recipe.crop, recipe.workers)
 
     def count(self, networks: Mapping[str, Encoder], images: Iterable[Image]) -> dict[str, Tensor]:
-        """Return each encoder's confusion matrix over all positions of ``images``: (C, C) int64 on the CPU."""
+        """Return each encoder's confusion matrix over the images' positions: (C, C) int64 on the CPU."""
         classes = len(self.dataset.classes)
         with evaluation_mode(networks.values(), self.device, self.precision):
             labelled = list(evaluation_images(self.dataset, self.ids, self.workers))
