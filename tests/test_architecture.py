@@ -11,10 +11,15 @@ from semiseg.base import parameters
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path.relative_to(ROOT) for path in (ROOT / "semiseg").rglob("*.py"))
 SCRIPTS = sorted(path.relative_to(ROOT) for path in (ROOT / "pipeline").glob("*.py"))
-SHARED = ("__init__", "contract", "common")  # in semiseg/methods/, but no method
-METHODS = sorted(
-    path for path in LIBRARY if path.parent == Path("semiseg/methods") and path.stem not in SHARED
-)
+SHARED = ("__init__", "contract", "common")  # among the methods, but no method
+
+
+def methods(folder: str) -> list[Path]:
+    return sorted(path for path in LIBRARY if path.parent == Path(folder) and path.stem not in SHARED)
+
+
+METHODS = methods("semiseg/methods")
+PRETRAINING = methods("semiseg/pretraining")
 
 THIRD_PARTY = {
     "torch", "torchvision", "timm", "numpy", "pandas", "matplotlib", "yaml", "tqdm",
@@ -61,9 +66,9 @@ def test_the_front_door_of_a_method_is_documented(file: Path) -> None:
         assert ast.get_docstring(found), name
 
 
-@pytest.mark.parametrize("file", METHODS, ids=str)
+@pytest.mark.parametrize("file", [*METHODS, *PRETRAINING], ids=str)
 def test_a_method_imports_no_other(file: Path) -> None:
-    others = {f"semiseg.methods.{each.stem}" for each in METHODS}
+    others = {".".join(each.with_suffix("").parts) for each in (*METHODS, *PRETRAINING)}
     assert not {name for name in imported(file) for other in others if f"{name}.".startswith(f"{other}.")}
 
 
@@ -131,6 +136,8 @@ def test_planning_does_not_wait_for_torch() -> None:
 def test_every_entry_of_params_yaml_is_used() -> None:
     params = parameters.load(ROOT / "params.yaml")
     grids = params.grids.values()
+    starts = {params.pretrained(run) for grid in grids for run in grid.runs()} - {None}
+    assert {start.name for start in starts} == set(params.pretraining)
     used = {params.splits[split] for grid in grids for split in grid.splits}
     assert {recipe for grid in grids for recipe in grid.recipes} == set(params.recipes)
     assert {split.protocol for split in used} == set(params.protocols)

@@ -55,6 +55,7 @@ def test_every_stage_of_every_grid_has_its_ingredients(params: Params) -> None:
     files = dict(found)
     assert len(files) == len(found)
     expected = {Path("download", f"{name}.json") for name in params.datasets}
+    expected |= {Path("pretrain", f"{name}.json") for name in params.pretraining}
     for name, grid in params.grids.items():
         expected.add(Path("report", f"{name}.json"))
         for run in grid.runs():
@@ -156,6 +157,38 @@ def test_files_and_resources_of_a_run(params: Params) -> None:
     assert one.histories(Wildcards(grid="demo")) == [run.history.as_posix() for run in demo]
 
 
+def test_a_run_depends_on_the_recipe_and_the_files_of_the_pretraining_that_it_starts_from(
+    tmp_path: Path,
+) -> None:
+    grid, name = "pretraining", "camvid-small_moco"
+    few = {**ENTRIES, "default": [grid], "grids": {grid: ENTRIES["grids"][grid]}}
+
+    def written(entries: dict[str, Any]) -> Params:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(entries, sort_keys=False))
+        return parameters.load(path)
+
+    params = written(few)
+    recipe = {**few["pretraining"][name], "steps": 700, "workers": 1}
+    changed = written({**few, "pretraining": {**few["pretraining"], name: recipe}})
+    assert different(dict(stages.ingredients(params)), dict(stages.ingredients(changed))) == {
+        Path("pretrain", f"{name}.json"),
+        *(
+            Path(stage, run, "camvid-small_moco-1_8.json")
+            for stage in ("train", "evaluate")
+            for run in few["grids"][grid]["recipes"]
+        ),
+    }
+    one = Stages(params)
+    assert one.pretraining_manifest(Wildcards(pretraining=name)) == "data/camvid/manifest.json"
+    assert one.gpus_of_pretraining(Wildcards(pretraining=name)) == 1
+    assert one.threads_of_pretraining(Wildcards(pretraining=name)) == recipe["threads"]
+    started = Wildcards(recipe="cmb", split="camvid-small_moco-1_8")
+    folder = f"runs/pretrained/{name}"
+    assert one.pretrained(started) == [f"{folder}/backbone.pt", f"{folder}/record.json"]
+    assert one.pretrained(Wildcards(recipe="cmb", split="camvid-small-1_8")) == []
+
+
 @pytest.mark.parametrize(
     ("stage", "names"),
     [
@@ -163,6 +196,7 @@ def test_files_and_resources_of_a_run(params: Params) -> None:
         ("train", Wildcards(recipe="magic", split="demo-1_20")),
         ("download", Wildcards(dataset="magic")),
         ("report", Wildcards(grid="magic")),
+        ("pretrain", Wildcards(pretraining="magic")),
     ],
 )
 def test_an_unknown_name_is_refused(params: Params, stage: str, names: Wildcards) -> None:

@@ -441,6 +441,14 @@ class Params:
             str(self.recipes[run.recipe].network.get("weights", protocol.network.weights))
         )
 
+    def start(self, weights: str) -> str:
+        """Return in words what a network with ``weights`` starts from: "simclr after random weights"."""
+        named = paths.Pretraining.named(weights)
+        if named is None:
+            return "random weights" if weights == "none" else weights
+        recipe = look_up(self.pretraining, named.name, "pretraining")
+        return f"{recipe.method} after {self.start(recipe.weights)}"
+
     def _weights_digest(self, network: Network) -> str:
         """Return what identifies a network's weights. Raises UserError for those of another backbone."""
         named = paths.Pretraining.named(network.weights)

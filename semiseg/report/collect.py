@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from semiseg.base.parameters import Dataset, Grid, Params, Protocol, look_up
-from semiseg.base.paths import Run
+from semiseg.base.paths import Pretraining, Run
 from semiseg.evaluation.record import Record, Scores
 from semiseg.report import reference, trust
 from semiseg.report.reference import Logs, Place, Printed, Reference
@@ -149,8 +149,15 @@ class Results:
         return self.params.share(split).count
 
     def heading(self, split: str) -> str:
-        """Return the share and its images, "1/8 (46)"; the split's name where there are several protocols."""
-        name = self.params.splits[split].share if len(self.protocols()) == 1 else split
+        """Return the share and its images, "1/8 (46)"; the split's name where there are several protocols.
+
+        Where one of them starts from a pretraining, each says what it starts from.
+        """
+        protocols, entry = self.protocols(), self.params.splits[split]
+        name = entry.share if len(protocols) == 1 else split
+        weights = {protocol: each.network.weights for protocol, each in protocols.items()}
+        if any(map(Pretraining.named, weights.values())):
+            name = f"{entry.share} from {self.params.start(weights[entry.protocol])}"
         labelled = self.labelled(split)
         return name if labelled is None or name == str(labelled) else f"{name} ({labelled})"
 

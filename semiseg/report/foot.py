@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from semiseg.base import weights
-from semiseg.base.parameters import Evaluation, Network, Protocol
-from semiseg.base.paths import Run
+from semiseg.base.encoder import Encoder
+from semiseg.base.parameters import Evaluation, Params
+from semiseg.base.paths import Pretraining, Run
 from semiseg.evaluation.record import Record
 from semiseg.report.collect import BASELINE, Results, last
 from semiseg.report.markup import escape
@@ -132,7 +133,7 @@ def _joined(values: Iterable[str]) -> str:
 
 def setting(results: Results) -> list[str]:
     """Describe each protocol, and which network is scored."""
-    said = [describe(name, protocol) for name, protocol in results.protocols().items()]
+    said = [describe(results.params, name) for name in results.protocols()]
     scored: dict[str, list[str]] = {}
     for run, record in results.records.items():
         recipes = scored.setdefault(record.headline, [])
@@ -146,21 +147,29 @@ def setting(results: Results) -> list[str]:
     return said
 
 
-def describe(name: str, protocol: Protocol) -> str:
+def describe(params: Params, name: str) -> str:
     """Describe a protocol: network, weights, training, scoring."""
+    protocol = params.protocols[name]
     network = protocol.network
     return (
-        f"Protocol `{name}`: {network.head} on {network.backbone} ({weights_source(network)}; output stride "
-        f"{network.output_stride}), {protocol.steps:,} steps, batch {protocol.labelled_batch} labelled + "
-        f"{protocol.unlabelled_batch} unlabelled, crop {protocol.geometry.crop}, {protocol.precision}; "
-        f"scored on {scoring(protocol.evaluation)}."
+        f"Protocol `{name}`: {network.head} on {network.backbone} ({weights_source(params, network)}; output "
+        f"stride {network.output_stride}), {protocol.steps:,} steps, batch {protocol.labelled_batch} "
+        f"labelled + {protocol.unlabelled_batch} unlabelled, crop {protocol.geometry.crop}, "
+        f"{protocol.precision}; scored on {scoring(protocol.evaluation)}."
     )
 
 
-def weights_source(network: Network) -> str:
-    """Say where a network's first weights come from, and which digits identify them."""
+def weights_source(params: Params, network: Encoder) -> str:
+    """Say where a backbone's first weights come from, and which digits identify them."""
     if network.weights == "none":
         return "random weights"
+    pretraining = Pretraining.named(network.weights)
+    if pretraining is not None:
+        recipe = params.pretraining[pretraining.name]
+        return (
+            f"pretrained by {recipe.method} on {recipe.dataset} without masks, {recipe.steps:,} steps of "
+            f"{recipe.batch} images, from {weights_source(params, recipe)}"
+        )
     sha256 = weights.digest(network.weights, network.backbone)[:12]
     if network.weights == weights.HUB:
         return f"weights of timm's hub, sha256 `{sha256}`"

@@ -255,7 +255,7 @@ def notes(paper: Paper) -> list[str]:
     ]
     said += [] if paper.table.note is None else [escape(paper.table.note)]
     for name in dict.fromkeys(row.protocol for row in paper.rows if row.protocol is not None):
-        said.append(foot.describe(name, paper.params.protocols[name]))
+        said.append(foot.describe(paper.params, name))
     others = dict.fromkeys(row.name for row in paper.rows if row.recipe is None)
     if others:
         said.append(f"Published figures only: {escape(', '.join(others))}.")

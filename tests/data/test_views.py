@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,12 @@ from semiseg.data.geometry import PADDING
 from semiseg.data.views import (
     DRAWS,
     Box,
+    cell_centres,
+    cell_distances,
     context_views,
     counterparts,
     overlapping_crops,
+    resized_crops,
     unflipped,
 )
 
@@ -236,4 +241,92 @@ def test_views_depend_on_their_generator_alone() -> None:
     one = context_views(image, torch.Generator().manual_seed(3), **options)
     torch.rand(5)
     other = context_views(image, torch.Generator().manual_seed(3), **options)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- resized crops ------------------------------------------------------------------------------------------
+
+
+def photograph(height: int, width: int) -> Tensor:
+    """Return an image (3, H, W) uint8 whose values are twice the rows and twice the columns of its pixels."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack((2 * y, 2 * x, torch.zeros_like(y))).to(torch.uint8)
+
+
+def drawn(count: int, grid: int = 4) -> dict[str, Tensor]:
+    """Return views of images that encode their own coordinates."""
+    generator = torch.Generator().manual_seed(8)
+    image = photograph(96, 120)
+    views = [resized_crops(image, generator, crop=32, area=(0.3, 1.0)) for _ in range(count)]
+    return {name: torch.stack([each[name] for each in views]) for name in views[0]}
+
+
+def test_the_cells_of_resized_crops_lie_where_their_pixels_say() -> None:
+    views = drawn(40)
+    flips = set(zip(views["flip1"].tolist(), views["flip2"].tolist(), strict=True))
+    assert len(flips) == 4
+    for name in ("1", "2"):
+        centres = cell_centres(views[f"box{name}"], views[f"flip{name}"], 4).view(-1, 4, 4, 2)
+        seen = views[f"image{name}"][:, :2].float().unfold(2, 8, 8).unfold(3, 8, 8).mean(dim=(4, 5)) / 2
+        # A pixel's centre lies half a pixel behind its number.
+        assert (seen.permute(0, 2, 3, 1) + 0.5 - centres).abs().max() < 0.7
+
+
+def test_distances_of_cells_by_loops() -> None:
+    views, grid = drawn(3), 3
+    found = cell_distances(views, grid)
+    for image in range(3):
+        centres, diagonals = [], []
+        for name in ("1", "2"):
+            y0, x0, y1, x1 = views[f"box{name}"][image].tolist()
+            high, wide = (y1 - y0) / grid, (x1 - x0) / grid
+            flip = bool(views[f"flip{name}"][image])
+            columns = range(grid - 1, -1, -1) if flip else range(grid)
+            centres.append(
+                [(y0 + (i + 0.5) * high, x0 + (j + 0.5) * wide) for i in range(grid) for j in columns]
+            )
+            diagonals.append(math.hypot(high, wide))
+        expected = [[math.dist(one, other) / max(diagonals) for other in centres[1]] for one in centres[0]]
+        torch.testing.assert_close(found[image], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_nearest_cells_of_two_views_show_the_same_place() -> None:
+    views, grid = drawn(40), 8
+    distance, nearest = cell_distances(views, grid).min(dim=2)
+    one, other = (
+        views[f"image{name}"][:, :2].float().unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(4, 5)).flatten(2) / 2
+        for name in ("1", "2")
+    )
+    apart = (one - other.gather(2, nearest[:, None].expand(-1, 2, -1))).norm(dim=1)
+    sides = torch.stack(
+        [(views[f"box{name}"][:, 2:] - views[f"box{name}"][:, :2]) / grid for name in ("1", "2")]
+    )
+    diagonal = sides.norm(dim=-1).amax(dim=0)[:, None].expand_as(distance)
+    near = distance < 0.7
+    assert near.float().mean() > 0.3
+    assert (apart[near] <= 0.7 * diagonal[near] + 1).all()
+    assert (apart[~near] >= 0.7 * diagonal[~near] - 1).all()
+
+
+@pytest.mark.parametrize("size", [(96, 120), (1, 1), (300, 2), (2, 300)])
+def test_resized_crops_have_their_size_area_and_aspect_where_the_image_allows(size: tuple[int, int]) -> None:
+    generator, height, width = torch.Generator().manual_seed(9), *size
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for _ in range(20):
+        view = resized_crops(image, generator, crop=24, area=(0.25, 0.5))
+        for name in ("1", "2"):
+            assert view[f"image{name}"].shape == (3, 24, 24)
+            y0, x0, y1, x1 = view[f"box{name}"].tolist()
+            assert 0 <= y0 < y1 <= height
+            assert 0 <= x0 < x1 <= width
+            if size == (96, 120):
+                assert 0.23 < (y1 - y0) * (x1 - x0) / (height * width) < 0.52
+                assert 0.7 < (x1 - x0) / (y1 - y0) < 1.42
+
+
+def test_resized_crops_depend_on_their_generator_alone() -> None:
+    image = torch.randint(256, (3, 40, 50), dtype=torch.uint8)
+    one, other = (
+        resized_crops(image, torch.Generator().manual_seed(3), crop=16, area=(0.2, 1.0)) for _ in range(2)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)

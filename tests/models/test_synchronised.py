@@ -2,14 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import distributed as torch_distributed
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 from semiseg.base import distributed
 from semiseg.base.parameters import Network
 from semiseg.models.build import new_backbone
 from semiseg.models.network import Backbone
-from semiseg.models.synchronised import synchronise
+from semiseg.models.synchronised import SplitBatchNorm, split, synchronise
 
 
 def backbone(name: str) -> Backbone:
@@ -56,3 +57,41 @@ def test_one_process_keeps_its_modules(name: str) -> None:
     before = list(module.modules())
     synchronise(module, torch.device("cpu"))
     assert list(module.modules()) == before
+
+
+def test_a_split_batch_norm_normalises_each_group_as_a_batch_of_its_own() -> None:
+    images, groups = torch.randn(6, 4, 3, 5) * 2 + 1, 3
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    alone = [nn.BatchNorm2d(4) for _ in range(groups)]
+    for each in alone:
+        each.load_state_dict(norm.state_dict())
+    together = SplitBatchNorm(norm, groups)
+    images.requires_grad_()
+    found = together(images)
+    expected = torch.cat([each(part) for each, part in zip(alone, images.chunk(groups), strict=True)])
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(6, 4, 3, 5)
+    for one, other in zip(
+        torch.autograd.grad(found, [images, norm.weight], upstream),
+        torch.autograd.grad(expected, [images, *(each.weight for each in alone)], upstream)[:1],
+        strict=False,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(each, name) for each in alone]).mean(dim=0)
+        torch.testing.assert_close(getattr(together, name), mean)
+    plain = nn.BatchNorm2d(4).eval()
+    plain.load_state_dict(together.state_dict())
+    torch.testing.assert_close(together.eval()(images), plain(images))
+
+
+def test_one_group_is_batch_norm_with_the_activation_of_timm() -> None:
+    images = torch.randn(4, 3, 2, 2)
+    for norm in (nn.BatchNorm2d(3), BatchNormAct2d(3)):
+        module = nn.Sequential(norm)
+        expected = module(images)
+        split(module, 1)
+        assert isinstance(module[0], SplitBatchNorm)
+        torch.testing.assert_close(module(images), expected)
