@@ -174,7 +174,7 @@ def test_a_run_depends_on_the_recipe_and_the_files_of_the_pretraining_that_it_st
     assert different(dict(stages.ingredients(params)), dict(stages.ingredients(changed))) == {
         Path("pretrain", f"{name}.json"),
         *(
-            Path(stage, run, "camvid-small_moco-1_8.json")
+            Path(stage, run, "camvid-small_moco-1_16.json")
             for stage in ("train", "evaluate")
             for run in few["grids"][grid]["recipes"]
         ),
@@ -183,10 +183,10 @@ def test_a_run_depends_on_the_recipe_and_the_files_of_the_pretraining_that_it_st
     assert one.pretraining_manifest(Wildcards(pretraining=name)) == "data/camvid/manifest.json"
     assert one.gpus_of_pretraining(Wildcards(pretraining=name)) == 1
     assert one.threads_of_pretraining(Wildcards(pretraining=name)) == recipe["threads"]
-    started = Wildcards(recipe="cmb", split="camvid-small_moco-1_8")
+    started = Wildcards(recipe="cmb", split="camvid-small_moco-1_16")
     folder = f"runs/pretrained/{name}"
     assert one.pretrained(started) == [f"{folder}/backbone.pt", f"{folder}/record.json"]
-    assert one.pretrained(Wildcards(recipe="cmb", split="camvid-small-1_8")) == []
+    assert one.pretrained(Wildcards(recipe="cmb", split="camvid-small-1_16")) == []
 
 
 @pytest.mark.parametrize(
