@@ -1,6 +1,10 @@
 """The directional contrast's sums over the negatives on the CPU, in blocks of plain torch.
 
 Shapes depend on which rows are selected: a GPU would have to wait for them, so it has a kernel of its own.
+
+The scores are computed again in the backward pass, and two numbers a row are kept between the passes. A form
+that computed the gradient along with the loss kept N x D numbers and took 0.65 of the time (N = 6,400,
+M = 25,600, one CPU thread: 1.10 s against 1.69 s).
 """
 
 from collections.abc import Iterator

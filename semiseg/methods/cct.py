@@ -111,7 +111,11 @@ def views(config: Config, geometry: Geometry) -> View:
 
 
 class Method(contract.Method):
-    """A network, whose classifier is the main decoder g, and auxiliary decoders of perturbed features."""
+    """A network, whose classifier is the main decoder g, and auxiliary decoders of perturbed features.
+
+    The released code has a ResNet with a pyramid as encoder and a sub-pixel main decoder (models/encoder.py
+    41-62, models/model.py 55-61); here they are the protocol's network, the same for every method.
+    """
 
     def __init__(self, build: Build, config: Config, task: Task) -> None:
         super().__init__()

@@ -77,7 +77,12 @@ def views(config: Config, geometry: Geometry) -> View:
 
 
 class Method(contract.Method):
-    """Two networks with the same pretrained backbone, whose other weights are drawn apart."""
+    """Two networks with the same pretrained backbone, whose other weights are drawn apart.
+
+    One optimiser trains both. The released code has one for each (VOC train.py 96-119): the same steps, but
+    for a limit on the gradient's norm, and no decay of biases and of batch norm's scale and shift
+    (furnace/utils/init_func.py 44-73).
+    """
 
     def __init__(self, build: Build, config: Config, task: Task) -> None:
         super().__init__()

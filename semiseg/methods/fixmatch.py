@@ -107,7 +107,11 @@ class WeakPass(NamedTuple):
 
 
 class Method(contract.Method):
-    """A student, and a moving-average teacher if one labels."""
+    """A student, and a moving-average teacher if one labels.
+
+    The released code sets the learning rate after the step, and so uses the first one twice (unimatch.py
+    205-208).
+    """
 
     def __init__(self, build: Build, config: Config, task: Task) -> None:
         super().__init__()

@@ -11,9 +11,9 @@ def network(backbone: Backbone, channels: int, num_classes: int) -> Segmentation
     """Return DeepLabv2; features are the backbone's last map, (B, channels, H/s, W/s).
 
     The paper has ResNet-101 and s = 8. ``channels`` is not used, because there is no decoder. The code
-    released with CMB sums the first two rates only, because it returns within its loop (SemiSeg-Contrastive
-    model/deeplabv2.py 90-94, model/deeplabv2_imagenet.py 86-90), and fixes batch norm's scale and shift; here
-    all four are summed, and scale and shift are trained.
+    released with CMB (SemiSeg-Contrastive) sums the first two rates only, because it returns within its loop
+    (model/deeplabv2.py 90-94, model/deeplabv2_imagenet.py 86-90), and fixes batch norm's scale and shift
+    (model/deeplabv2.py 39-51, 107-108, 166-167); here all four are summed, and scale and shift are trained.
     """
     return SegmentationNetwork(
         backbone,
