@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from semiseg.base.errors import UserError
 from semiseg.data.decoding import Raster, decode_image, decode_mask
@@ -42,7 +43,9 @@ def content(pair: Pair) -> Content:
     if pair.mask is not None:
         try:
             mask = decode_mask(pair.mask, size, pair.num_classes)
-            histogram, mask_sha256 = np.bincount(mask.ravel(), minlength=256), pixels_sha256(mask)
+            # Pillow counts bytes; np.bincount would first copy them to 64 bits.
+            histogram = np.array(Image.fromarray(mask).histogram(), dtype=np.int64)
+            mask_sha256 = pixels_sha256(mask)
         except UserError as error:
             problems.append(str(error))
     return Content(image_sha256, mask_sha256, histogram, tuple(problems))
