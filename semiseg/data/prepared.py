@@ -112,6 +112,13 @@ def remedy(name: str) -> str:
     return f"prepare '{name}' with: python pipeline/download.py {name}"
 
 
+def with_remedy(error: UserError, path: Path) -> UserError:
+    """Return ``error`` about the file ``path`` with what to do, if preparing a dataset again mends it."""
+    if not path.is_relative_to(paths.DATA):
+        return error
+    return UserError(f"{error}; {remedy(path.relative_to(paths.DATA).parts[0])}")
+
+
 def is_prepared(name: str, config: Dataset) -> bool:
     """Return whether the dataset is there, whole and made from these settings."""
     manifest = read_manifest(paths.dataset(name))

@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.data.decoding import decode_image, decode_mask
-from semiseg.data.prepared import remedy
+from semiseg.data.prepared import with_remedy
 
 
 def read_image(path: Path) -> Tensor:
@@ -19,7 +18,7 @@ def read_image(path: Path) -> Tensor:
     try:
         return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
     except UserError as error:
-        raise _with_remedy(error, path) from None
+        raise with_remedy(error, path) from None
 
 
 def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
@@ -31,11 +30,4 @@ def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
     try:
         return torch.from_numpy(decode_mask(path, (image.shape[-2], image.shape[-1]), num_classes))
     except UserError as error:
-        raise _with_remedy(error, path) from None
-
-
-def _with_remedy(error: UserError, path: Path) -> UserError:
-    """Add the remedy to errors: preparing a dataset again mends any changed file."""
-    if not path.is_relative_to(paths.DATA):
-        return error
-    return UserError(f"{error}; {remedy(path.relative_to(paths.DATA).parts[0])}")
+        raise with_remedy(error, path) from None

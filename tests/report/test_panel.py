@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from semiseg.base import paths
+from semiseg.base.errors import UserError
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
 from semiseg.data.prepared import Layout, write_manifest
@@ -88,6 +89,36 @@ def test_panel_is_among_the_figures_and_stays_without_the_files(two_recipes: Par
     assert path.read_bytes() == before
     (paths.dataset("shapes") / "manifest.json").unlink()
     assert panel.find_typical(collect(two_recipes, "main")) is None
+
+
+def test_images_and_masks_are_shown_as_training_sees_them(two_recipes: Params) -> None:
+    folder = paths.dataset("shapes")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    left_red = Image.new("RGB", (30, 40))
+    left_red.paste((255, 0, 0), (0, 0, 30, 20))
+    left_red.save(folder / "images" / "one.jpg", exif=exif, quality=95)
+    two_bits = Image.new("P", (40, 30), 2)
+    two_bits.putpalette([0, 0, 0, 9, 9, 9, 255, 255, 255, 1, 1, 1])
+    two_bits.convert("L").point(lambda value: 2).save(folder / "masks" / "one.png", bits=2)
+    assert (folder / "masks" / "one.png").read_bytes()[24] == 2
+    content = panel.find_typical(collect(two_recipes, "main"))
+    assert content is not None
+    figure = panel.draw(content)
+    image, truth = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert image.shape == truth.shape == (30, 40, 3)
+    assert image[15, 30, 0] > 200
+    assert (image[15, 5] < 60).all()
+    assert (truth == panel.class_colours(3, background=0)[2]).all()
+
+
+def test_a_broken_prediction_is_named(two_recipes: Params) -> None:
+    broken = Run("cmb", "small-1_8", 0).artefacts / "predictions" / "two.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    content = panel.find_typical(collect(two_recipes, "main"))
+    assert content is not None
+    with pytest.raises(UserError, match=rf"^{broken}: "):
+        panel.draw(content)
 
 
 def test_no_predictions_no_panel(params: Params, finish: Finish) -> None:

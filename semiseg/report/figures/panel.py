@@ -13,8 +13,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from semiseg.base import paths
+from semiseg.base.errors import UserError
 from semiseg.base.labels import IGNORE
 from semiseg.data import prepared
+from semiseg.data.decoding import decode_image, decode_mask
 from semiseg.report.collect import BASELINE, Results
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import BACKGROUND, CLASS_COLOURS, WIDTH
@@ -177,20 +179,22 @@ def draw(content: Content) -> Figure:
     """Draw a row for each image with its truth and predictions, and below them the classes' colours."""
     columns = ["image", "truth", *content.columns]
     width = max(WIDTH, 1.4 * len(columns))
-    first = Image.open(content.rows[0].image)
+    photographs = [_photograph(row.image) for row in content.rows]
+    shape = photographs[0].shape
     cell = width / len(columns)
     legend_rows = -(-(len(content.classes) + 1) // _legend_columns(width))
     figure = Figure(
-        figsize=(width, len(content.rows) * cell * first.height / first.width + 0.5 + 0.19 * legend_rows),
+        figsize=(width, len(content.rows) * cell * shape[0] / shape[1] + 0.5 + 0.19 * legend_rows),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
     )
     grid = figure.subplots(len(content.rows), len(columns), squeeze=False)
-    colours = class_colours(len(content.classes), content.background)
+    classes = len(content.classes)
+    colours = class_colours(classes, content.background)
     seen: set[int] = set()
-    for row, axes_row in zip(content.rows, grid, strict=True):
-        labels = [_labels(row.mask), *map(_labels, row.predictions)]
+    for row, photograph, axes_row in zip(content.rows, photographs, grid, strict=True):
+        labels = [_labels(each, classes) for each in (row.mask, *row.predictions)]
         seen.update(*(np.unique(each).tolist() for each in labels))
-        pictures = [_photograph(row.image), *(colours[each] for each in labels)]
+        pictures = [photograph, *(colours[each] for each in labels)]
         for axes, picture in zip(axes_row, pictures, strict=True):
             axes.imshow(picture, interpolation="antialiased")
             axes.set_axis_off()
@@ -221,21 +225,29 @@ def _legend_columns(width: float) -> int:
     return int(width / 1.15)
 
 
-def _size(image: Image.Image) -> tuple[int, int]:
-    factor = min(1.0, PIXELS / image.width)
-    return round(image.width * factor), round(image.height * factor)
-
-
 def _photograph(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8, at most PIXELS wide."""
-    image = Image.open(path).convert("RGB")
-    return np.asarray(image.resize(_size(image), Image.Resampling.LANCZOS))
+    try:
+        return _narrowed(decode_image(path), Image.Resampling.LANCZOS)
+    except UserError as error:
+        raise prepared.with_remedy(error, path) from None
 
 
-def _labels(path: Path) -> np.ndarray:
-    """Read a mask as (H, W) uint8 of class ids and IGNORE, at most PIXELS wide."""
-    image = Image.open(path)
-    return np.asarray(image.resize(_size(image), Image.Resampling.NEAREST))
+def _labels(path: Path, classes: int) -> np.ndarray:
+    """Read a mask or a prediction as (H, W) uint8 of class ids and IGNORE, at most PIXELS wide."""
+    try:
+        return _narrowed(decode_mask(path, None, classes), Image.Resampling.NEAREST)
+    except UserError as error:
+        if path.is_relative_to(paths.DATA):
+            raise prepared.with_remedy(error, path) from None
+        raise UserError(f"{error}; remove it, or evaluate its run again") from None
+
+
+def _narrowed(pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    factor = min(1.0, PIXELS / width)
+    size = round(width * factor), max(1, round(height * factor))
+    return np.asarray(Image.fromarray(pixels).resize(size, resampling))
 
 
 def class_colours(classes: int, background: int | None) -> np.ndarray:
