@@ -26,7 +26,7 @@ TARGETS_HEAD = """\
 #   dvc repro --keep-going                       all of this file: the demo, then the default grids
 #   dvc repro pipeline/dvc.yaml:camvid-small     a grid that is not in this file
 # A stage here is the last one of its grid; pipeline/dvc.yaml has those that lead to it. With --keep-going, a
-# dataset that cannot be had stops only its own runs.
+# dataset that cannot be obtained stops only its own runs.
 
 params:
   - params.yaml

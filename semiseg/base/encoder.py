@@ -15,7 +15,7 @@ class Encoder:
     output_stride: int  # 8 or 16; of a vision transformer: its patch
 
     def check_encoder(self) -> None:
-        """Raise ValueError for a backbone, weights or a stride that cannot be had."""
+        """Raise ValueError for a backbone, weights or a stride that does not exist."""
         if not self.backbone.startswith(weights.TIMM):
             checks.one_of(self, "backbone", *BACKBONES)
         if not weights.known(self.weights, self.backbone):

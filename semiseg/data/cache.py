@@ -32,7 +32,7 @@ class SharedCache:
             self._bytes = _shared(mebibytes * MIB)
         except OSError as error:
             raise UserError(
-                f"params.yaml: protocols: image_cache_mib: {mebibytes} MiB are not to be had here "
+                f"params.yaml: protocols: image_cache_mib: {mebibytes} MiB are not available here "
                 f"({error.strerror}); lower it"
             ) from None
         # A row for each key: the offset of its bytes, then its sizes.

@@ -22,7 +22,7 @@ def build(network: Network, num_classes: int) -> SegmentationNetwork:
     A head is a file of semiseg/models/heads/ with a function
     ``network(backbone: Backbone, channels: int, num_classes: int) -> SegmentationNetwork``.
     What is initialised at random draws from torch's default generator. Raises UserError for an unknown head
-    and for weights that cannot be had or do not fit.
+    and for weights that cannot be obtained or do not fit.
     """
     name = f"semiseg.models.heads.{network.head}"
     try:
@@ -56,6 +56,6 @@ def new_backbone(network: encoder.Encoder) -> Backbone:
 
 
 def check(network: Network) -> None:
-    """Raise UserError if the backbone, the head or the two together cannot be had. Weights are not read."""
+    """Raise UserError if the backbone, the head or the two together cannot be built. Weights are not read."""
     with torch.device("meta"):  # shapes alone
         build(dataclasses.replace(network, weights="none"), num_classes=2)

@@ -27,7 +27,7 @@ def load(built: Encoder, network: encoder.Encoder) -> None:
     of timm's hub, ``pretrained/<name>`` what that pretraining gave; anything else is a file's path. The file
     holds the state dict of a classifier with this backbone, of torchvision's DeepLabv3, of an Encoder, or of
     a whole SegmentationNetwork; an Encoder takes the backbone alone from it. Raises UserError for a file that
-    cannot be had or read, or whose tensors are not exactly the network's.
+    cannot be obtained or read, or whose tensors are not exactly the network's.
     """
     if network.weights == "none":
         return
@@ -60,7 +60,7 @@ def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -
 def obtain(network: encoder.Encoder) -> Path:
     """Return the file of ``network.weights``; a published one is fetched if it is missing.
 
-    Raises UserError saying what to do for a file that cannot be had, or has another digest than published.
+    Raises UserError saying what to do for a file that cannot be obtained or has another digest than published.
     """
     published = PUBLISHED.get((network.weights, network.backbone))
     if published is not None:
@@ -89,7 +89,7 @@ def fetch(network: encoder.Encoder) -> Path | None:
     """Return the file of ``network.weights``, fetched if it is missing; None for random weights.
 
     A hub's file has no published digest: it must be there before a run begins, whose identity has its digest.
-    Raises UserError for a file that cannot be had.
+    Raises UserError for a file that cannot be obtained.
     """
     if network.weights == "none":
         return None

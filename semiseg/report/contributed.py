@@ -85,7 +85,7 @@ def _history(run: Run) -> Iterator[str]:
 def new(found: Mapping[Run, Record]) -> tuple[str, list[str]]:
     """Return the default branch, and a line for each record that is not on it as it is here.
 
-    Raises UserError where git or the branch cannot be had.
+    Raises UserError where git or the branch cannot be obtained.
     """
     for branch in BRANCHES:
         try:

@@ -81,7 +81,7 @@ def test_processes_that_read_at_once_keep_each_value_once() -> None:
 
 def test_more_than_the_machine_has_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "MIB", 2**20)
-    with pytest.raises(UserError, match=rf"image_cache_mib: {2**30} MiB are not to be had .*; lower it$"):
+    with pytest.raises(UserError, match=rf"image_cache_mib: {2**30} MiB are not available .*; lower it$"):
         SharedCache(SHAPES, 2**30)
 
 

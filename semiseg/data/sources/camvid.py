@@ -38,8 +38,8 @@ class Config:
 def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write images/, masks/, train.txt, val.txt, test.txt and the manifest into the empty ``folder``.
 
-    The images stay as they are, PNG or JPEG. Raises UserError for an archive that cannot be had, that is not
-    the release, or whose images and masks do not fit each other.
+    The images stay as they are, PNG or JPEG. Raises UserError for an archive that cannot be obtained, that is
+    not the release, or whose images and masks do not fit each other.
     """
     archive, release = _archive(), folder / "release"
     archives.check_room(folder, archive)

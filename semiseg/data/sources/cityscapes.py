@@ -78,7 +78,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write images/, masks/, train.txt, val.txt and the manifest into the empty ``folder``.
 
     An id is the name of an image without its suffix: aachen_000000_000019. Raises UserError for an archive
-    that cannot be had, is not the release, or lacks a file.
+    that cannot be obtained, is not the release, or lacks a file.
     """
     found = [_archive(name) for name in (IMAGES, MASKS)]
     release = folder / "release"

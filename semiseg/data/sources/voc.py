@@ -69,7 +69,8 @@ class Config:
 def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     """Write the layout of VOC and the manifest into the empty ``folder``.
 
-    Raises UserError for an archive that cannot be had, is not the release, or lacks a file that it lists.
+    Raises UserError for an archive that cannot be obtained, is not the release, or lacks a file that it
+    lists.
     """
     found = {name: archives.obtain(name, download) for name, download in DOWNLOADS.items()}
     release = folder / "release"

@@ -9,7 +9,7 @@ def network(backbone: Backbone, channels: int, num_classes: int) -> Segmentation
     """Return DeepLabv3+ with corners aligned and no dropout.
 
     Corners are aligned in the decoder and of the logits (UniMatch at 0324f3dd, model/semseg/deeplabv3plus.py
-    47-59; TorchSemiSeg at 5e0c29c0, exp.voc/voc8.res50v3+.CPS/network.py 56, 177). Pseudo-labels of a network
+    38-68; TorchSemiSeg at 5e0c29c0, exp.voc/voc8.res50v3+.CPS/network.py 56, 177). Pseudo-labels of a network
     in training mode then differ from those of evaluation mode by batch norm alone. TorchSemiSeg's network
     also has a stem of three convolutions, blocks of layer4 dilated by 2, 4 and 8, leaky ReLU in the pyramid,
     and the image's mean added behind its projection (31-38, 77-129), which this one has not.
