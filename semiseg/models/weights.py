@@ -60,7 +60,7 @@ def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -
 def obtain(network: encoder.Encoder) -> Path:
     """Return the file of ``network.weights``; a published one is fetched if it is missing.
 
-    Raises UserError saying what to do for a file that cannot be obtained or has another digest than published.
+    Raises UserError with what to do for a file that cannot be obtained or has another digest than published.
     """
     published = PUBLISHED.get((network.weights, network.backbone))
     if published is not None:
