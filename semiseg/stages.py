@@ -133,7 +133,7 @@ class Stages:
         del entry["evaluate"]  # read when networks are scored
         found = sources.fingerprint(dataset)
         if found is not None:
-            entry["fingerprint"] = found  # of a user's own folder, whose files may change
+            entry["fingerprint"] = found  # the state of a user's own folder
         return _text({**entry, "revision": revision(LIBRARY / "data" / "sources" / f"{dataset.source}.py")})
 
     def split(self, wildcards: Wildcards) -> str:

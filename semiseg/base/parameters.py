@@ -52,7 +52,7 @@ T = typing.TypeVar("T")
 class Share:
     """A labelled share of a training list, and where its lists of labelled images come from."""
 
-    ratio: Fraction | None = None  # of the images that have a mask; taken from the share's name if it is one
+    ratio: Fraction | None = None  # share of the images with a mask; by default the share's name
     count: int | None = None  # a published number of labelled images; else ceil(ratio * images)
     lists: str = DRAWN  # drawn from the seed, or a family of semiseg/data/lists.py
 
@@ -77,7 +77,7 @@ class Dataset:
     classes: tuple[str, ...]
     evaluate: str = "val"  # the list of the headline: val or test
     background: int | None = None  # the class that ClassMix never pastes, if there is one
-    options: Options = field(default_factory=dict)  # of the source's Config
+    options: Options = field(default_factory=dict)  # options of the source's Config
     shares: Mapping[str, Share] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class Evaluation:
 
     long_side: int | None  # pixels; logits are brought back to the mask's size. null: the image's own size
     window: int | None  # pixels, the side of a sliding window. null: whole images
-    stride: float | None  # of the window, as a share of its side
+    stride: float | None  # step of the window, as a share of its side
     flip: bool  # average with the mirrored image's prediction
     # batches of labelled crops from which batch norm's statistics are estimated anew. null: as trained
     recalibrate: int | None
@@ -511,7 +511,7 @@ class Family:
     """Lists of labelled images that a paper's authors published: a seed takes the list of its number."""
 
     address: str  # the folder, at a commit
-    sha256: Mapping[str, str]  # of each file, by its path below the address
+    sha256: Mapping[str, str]  # digest of each file, by its path below the address
 
 
 def load(path: Path = paths.PARAMS) -> Params:

@@ -1,4 +1,4 @@
-"""Where files lie, relative to the project's folder, which is the working directory of every stage."""
+"""Places of files, relative to the project's folder, which is the working directory of every stage."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where a number comes from: the revision of the code, the packages, the machine."""
+"""The origin of a number: the revision of the code, the packages, the machine."""
 
 import importlib.metadata
 import platform

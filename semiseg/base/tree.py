@@ -17,8 +17,8 @@ import yaml
 
 from semiseg.base.errors import UserError
 
-DEPTH, NODES = 20, 100_000  # of a file; more is a mistake or an attack
-DIGITS = 300  # of an integer; a float has no more
+DEPTH, NODES = 20, 100_000  # limits of a file; more is a mistake or an attack
+DIGITS = 300  # most digits of an integer; a float has no more
 LONGEST = 1000  # characters of a text
 
 

@@ -51,7 +51,7 @@ NAMED = ("none", *dict.fromkeys(weights for weights, _ in PUBLISHED), HUB)  # ev
 
 
 def known(weights: str, backbone: str) -> bool:
-    """Whether ``weights`` is a path, or a name that goes with ``backbone``."""
+    """Return whether ``weights`` is a path, or a name that goes with ``backbone``."""
     if weights == HUB:
         return backbone.startswith(TIMM)
     return weights == "none" or weights not in NAMED or (weights, backbone) in PUBLISHED

@@ -13,7 +13,7 @@ from semiseg.base.errors import UserError
 # Anonymous memory: forked processes inherit it, and it is freed when the last one ends, however it ends.
 FORK = get_context("fork")
 MIB = 2**20  # bytes
-DIMENSIONS = 3  # of an image; a mask leaves the last at -1
+DIMENSIONS = 3  # dimensions of an image; a mask leaves the last at -1
 NOTHING, BEING_WRITTEN = -1, -2  # instead of the offset of a key's bytes
 PATIENCE = 1.0  # seconds
 

@@ -39,7 +39,7 @@ class Family:
 
     address: str  # a folder at a commit
     lists: Mapping[tuple[str, int, int], File]  # by the dataset's source, labelled images, and seed
-    names: File | None = None  # what the lists are permutations of, if they are
+    names: File | None = None  # the list that these permute, if they are permutations
 
 
 def _table(rows: str) -> dict[tuple[str, int, int], File]:

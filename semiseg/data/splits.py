@@ -18,8 +18,8 @@ class Split:
 
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
-    sha256: str  # of the file labelled.txt
-    labelled_sha256: str  # of the labelled ids in their order, see ids_sha256
+    sha256: str  # digest of the file labelled.txt
+    labelled_sha256: str  # digest of the labelled ids in order, see ids_sha256
 
     @property
     def labelled_set_sha256(self) -> str:

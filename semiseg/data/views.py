@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from semiseg.base.parameters import Geometry
 from semiseg.data.geometry import pad_image, resize_image
 
-DRAWS = 50  # of a second crop, before the first is taken twice
+DRAWS = 50  # draws of a second crop before the first is taken twice
 
 
 class Box(NamedTuple):

@@ -28,7 +28,7 @@ from semiseg.evaluation.score import Scoring, score
 from semiseg.training import checkpoint
 
 REVISION = 2  # raise it when a change alters a record's figures for the same networks
-HISTORY_ROWS = 100  # of the short history, and one more for each validation
+HISTORY_ROWS = 100  # rows of the short history, and one more for each validation
 
 
 def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device: torch.device) -> Record:
@@ -96,7 +96,7 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
             train_seconds=model["train_seconds"],
             images_per_second=model["images_per_second"],
             peak_memory_mib=model["peak_memory_mib"],
-            pretrained_sha256=model.get("pretrained_sha256"),  # of before there was pretraining: none
+            pretrained_sha256=model.get("pretrained_sha256"),  # absent in files from before pretraining
         ),
         confusion=tuple(map(tuple, matrices[f"last.{headline}"].tolist())),
     )

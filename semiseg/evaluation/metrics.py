@@ -14,8 +14,8 @@ from torch.nn.functional import max_pool2d, pad
 
 from semiseg.base.labels import IGNORE
 
-BOUNDARY = 0.02  # of the image's diagonal, how far from a boundary its pixels lie
-BINS = 15  # of confidence
+BOUNDARY = 0.02  # share of the image's diagonal: the width of a boundary
+BINS = 15  # bins of confidence
 UNIT = 2**24  # confidences are summed as integers of 1 / UNIT, so that their order does not matter
 
 

@@ -11,7 +11,7 @@ from semiseg.base.paths import Run
 from semiseg.evaluation import record, trained
 from semiseg.training.checkpoint import Identity
 
-SUMS = "SHA256SUMS"  # of the other members, as sha256sum writes and checks them
+SUMS = "SHA256SUMS"  # digests of the other members, in sha256sum's format
 
 
 def pack(run: Run, path: Path) -> str:

@@ -32,7 +32,7 @@ from semiseg.models.network import SegmentationNetwork, size_of
 LARGEST = 2**24  # pixels of an image that is predicted as a whole: 4096 x 4096
 TILE = 2048  # pixels, the side of a tile
 MARGIN = 256  # pixels that are seen around a tile
-SUFFIXES = (".jpg", ".jpeg", ".png")  # of the images in a folder, in any case
+SUFFIXES = (".jpg", ".jpeg", ".png")  # suffixes of images in a folder, in any case
 
 Place = tuple[slice, slice]  # rows and columns
 

@@ -13,7 +13,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.tree import from_tree
 
-TOLERANCE = 1e-9  # of figures that must follow from each other
+TOLERANCE = 1e-9  # largest difference of figures that must follow from each other
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Provenance:
 
     config_sha256: str
     config: Mapping[str, Any]
-    data_sha256: str  # of the prepared dataset: ids, images and masks
-    labelled_sha256: str  # of the labelled ids, one a line, in the list's order
-    labelled_set_sha256: str  # of the sorted labelled ids: equal for lists that hold the same images
+    data_sha256: str  # digest of the prepared dataset: ids, images and masks
+    labelled_sha256: str  # digest of the labelled ids, one a line, in the list's order
+    labelled_set_sha256: str  # digest of the sorted labelled ids: equal for lists of the same images
     revision: str  # git commit, "-modified" behind it when tracked code differed; "unknown" outside git
     packages: Mapping[str, str]
     device: str
@@ -50,8 +50,8 @@ class Provenance:
     finished: str
     train_seconds: float  # all sittings of a resumed run together
     images_per_second: float  # training images, labelled and unlabelled
-    peak_memory_mib: float | None  # of the accelerator; None on a CPU
-    pretrained_sha256: str | None = None  # of the weights that a pretraining gave it to start from
+    peak_memory_mib: float | None  # on the accelerator; None on a CPU
+    pretrained_sha256: str | None = None  # digest of the pretrained weights that it began with
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ class Config(contract.Config):
     draws: str = "image"
     noise_range: float = 0.3  # N ~ U(−0.3, 0.3) (configs/config.json 30-45, as the three below)
     drop_range: tuple[float, float] = (0.6, 0.9)  # γ ~ U(drop_range). Released: 0.7 to 0.9 (85)
-    dropout_rate: float = 0.5  # of channels
-    cutout_share: float = 0.4  # of an object's height and width
+    dropout_rate: float = 0.5  # share of channels
+    cutout_share: float = 0.4  # share of an object's height and width
     # An object is a connected region of one class, or of any class but background. Released: any (165,
     # 176-183).
     cutout_objects: str = "class"

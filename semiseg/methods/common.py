@@ -102,7 +102,7 @@ class CutMix:
     fits, and at most 1 / √boxes of the image high and wide.
     """
 
-    probability: float = 0.5  # that an image is mixed
+    probability: float = 0.5  # probability that an image is mixed
     area: tuple[float, float] = (0.02, 0.4)  # of each box times ``boxes``, as a share of the image: U(area)
     aspect: tuple[float, float] | None = (0.3, 1 / 0.3)  # height over width: U(aspect), redrawn until it fits
     boxes: int = 1  # where an even number of them overlaps, nothing is pasted
@@ -249,7 +249,7 @@ def apart(rows: Tensor, *sizes: int) -> tuple[Tensor, ...]:
 class HardExamples:
     """Online hard example mining of the supervised loss; see semiseg.losses.hard_cross_entropy."""
 
-    pixels: int  # of each image that are kept at least
+    pixels: int  # fewest pixels of each image that are kept
     threshold: float = 0.7  # pixels whose class has at most this probability are kept, too
 
     def __post_init__(self) -> None:

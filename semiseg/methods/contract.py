@@ -59,7 +59,7 @@ class Task:
 class Rates:
     """Learning rates at the first step."""
 
-    backbone: float  # of its last layer
+    backbone: float  # rate of its last layer
     head: float
     layer_decay: float = 1.0  # rate of a layer of the backbone as a multiple of the next layer's
 

@@ -59,7 +59,7 @@ class Config(contract.Config):
     # Pixels; the crops' offset is a multiple of it, rounded down (dataloaders/voc.py 108-111; models/model.py
     # 153-158).
     stride: int = 8
-    flip_probability: float = 0.5  # of each view (dataloaders/voc.py 166-176)
+    flip_probability: float = 0.5  # for each view (dataloaders/voc.py 166-176)
     # colours of a view (dataloaders/voc.py 20, 40-41)
     blur_sigma: float = 1.1  # standard deviation in pixels
     # Taps of a kernel to blur with instead, an odd number. Released: OpenCV's 1, 4, 6, 4, 1, of deviation 1.0

@@ -44,7 +44,7 @@ class Config(contract.Config):
 
     # total loss: cross-entropy + weight x contrast, from a share of the run on
     weight: float = 0.1  # Released: times temperature / 0.07 (125); recipe pixel_contrast-official
-    start_share: float = 1 / 8  # of the run's steps; released: 5,000 of 40,000 (configuration 109, 143)
+    start_share: float = 1 / 8  # share of the run's steps; released: 5,000 of 40,000 (configuration 109, 143)
     # contrast
     # Denominator: the positive itself and the negatives (116-121), or all other samples (others, as in
     # SupCon, losses.py 87-89; recipe pixel_contrast-supcon).
@@ -53,11 +53,11 @@ class Config(contract.Config):
     # 1 x 1 convolution, batch norm, ReLU, 1 x 1 convolution to dim (lib/models/modules/projection.py 17-21)
     dim: int = 256
     # samples (39, 47-48)
-    max_samples: int = 1024  # of a step
-    max_views: int = 100  # of a class in an image; a class with no more pixels there has none
+    max_samples: int = 1024  # samples of a step
+    max_views: int = 100  # samples of a class in an image; a class with no more pixels there has none
     # Unlabelled images: not read (none), or FixMatch's loss beside the supervised one (fixmatch).
     unlabelled: str = "none"
-    threshold: float = 0.95  # of FixMatch's pseudo-labels
+    threshold: float = 0.95  # confidence of FixMatch's pseudo-labels
 
     def __post_init__(self) -> None:
         checks.at_least(self, 0, "weight")

@@ -50,7 +50,7 @@ class ClassMemory(nn.Module):
             features, labels = features[by_score], labels[by_score]
         by_class = labels.argsort(stable=True)
         arrived = arrived[:num_classes]
-        first = arrived.cumsum(0) - arrived  # of each class in by_class
+        first = arrived.cumsum(0) - arrived  # each class's first place in by_class
         taken = arrived.clamp(max=min(most, per_class))
 
         place = torch.arange(per_class, device=labels.device)

@@ -20,9 +20,9 @@ class Backbone(nn.Module):
     sizes rounded up. A vision transformer returns four at the stride of its patch.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1], which the weights were trained on
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # RGB in [0, 1], as the weights were trained
     std: tuple[float, float, float] = IMAGENET_STD
-    channels: tuple[int, ...]  # of each map
+    channels: tuple[int, ...]  # channels of each map
     output_stride: int  # pixels a position of the last map
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

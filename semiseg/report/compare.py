@@ -21,7 +21,7 @@ class Entry:
     method: str
     miou: Summary
     gain: Summary | None  # over the baseline
-    gains: tuple[tuple[Run, float], ...]  # of each run over the baseline's of the same seed
+    gains: tuple[tuple[Run, float], ...]  # each run's gain over the baseline's of the same seed
     published: float | None  # as printed
     published_best: float | None  # in the authors' logs
     published_last: float | None

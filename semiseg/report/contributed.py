@@ -17,7 +17,7 @@ from semiseg.evaluation.record import Record
 from semiseg.report import trust
 
 FOLDER = RESULTS / "runs"
-FILES = ("metrics.json", "history.csv")  # of a run
+FILES = ("metrics.json", "history.csv")  # files of a run
 SHA256, COMMIT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{40}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 BRANCHES = ("origin/HEAD", "origin/main", "main", "origin/master", "master")  # the first of these is compared

@@ -17,7 +17,7 @@ from semiseg.report.reference import Logged
 from semiseg.report.statistics import BOOTSTRAP_FROM
 from semiseg.report.trust import command
 
-CELLS_NAMED = 6  # of those that were not run; the empty cells of the table show the others
+CELLS_NAMED = 6  # most cells that are named as not run; the table's empty cells show the others
 
 
 def headline(results: Results) -> str:

@@ -37,7 +37,7 @@ SPEED = (
 class Estimate:
     """Time and disk that one run takes."""
 
-    seconds: float  # of training steps on one device; validation and scoring come on top
+    seconds: float  # for training steps on one device; validation and scoring come on top
     size: float | None  # bytes under runs/; None if no run that it rests on lies on this machine
     basis: str  # "2 runs of cmb on camvid, NVIDIA H100"; or what was measured
 

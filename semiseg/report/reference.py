@@ -43,7 +43,7 @@ class Printed:
     dataset: str
     network: tuple[str, str, str]  # head, backbone, pretraining: ("deeplabv3+", "resnet50", "imagenet")
     method: str
-    variant: str  # of an ablation; "" in a main table
+    variant: str  # row of an ablation; "" in a main table
     ratio: Fraction  # the labelled share
     miou: float  # in [0, 1]
     source: str

@@ -34,8 +34,8 @@ class Identity:
     """The digests that say which run, on which data, a file belongs to."""
 
     config_sha256: str
-    data_sha256: str  # of the prepared dataset: ids, images and masks
-    labelled_sha256: str  # of the labelled ids
+    data_sha256: str  # digest of the prepared dataset: ids, images and masks
+    labelled_sha256: str  # digest of the labelled ids
 
     def difference(self, found: Mapping[str, Any]) -> str | None:
         """Return how ``found``, the contents of a file, differs; None if it belongs here."""
@@ -67,13 +67,13 @@ class Checkpoint:
     optimiser: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     unwritten: list[dict[str, float]] = field(default_factory=list)  # logs of the steps since the last row
-    best_miou: float = -1.0  # of the headline network on the val list; -1 before the first validation
+    best_miou: float = -1.0  # the headline network's on the val list; -1 before the first validation
     best_step: int = 0
     best: Networks = field(default_factory=dict)
     seconds: float = 0.0  # training time of all sittings, without validation
-    revision: str = "unknown"  # of the code that took the last step
+    revision: str = "unknown"  # revision of the code that took the last step
     peak_memory_mib: float | None = None  # on a GPU, of all sittings
-    pretrained_sha256: str | None = None  # of the weights that a pretraining gave it to start from
+    pretrained_sha256: str | None = None  # digest of the pretrained weights that it began with
 
     @classmethod
     def new(cls, identity: Identity, started: str) -> "Checkpoint":

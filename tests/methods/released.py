@@ -17,7 +17,7 @@ CLASSES, BATCH, CROP, STEPS, RATE = 5, 4, 32, 8, 0.01
 
 @dataclass(frozen=True)
 class Step:
-    """What a step reads and draws."""
+    """The batches and the draws of a step."""
 
     images: Tensor  # (B, 3, H, W) in [0, 1], labelled
     masks: Tensor  # (B, H, W) int64 with 255

@@ -278,7 +278,7 @@ def test_the_search_leaves_no_gradient_and_takes_none() -> None:
 
 
 def test_a_certain_prediction_is_not_perturbed() -> None:
-    """Where every probability is zero or one in float32, no direction changes it."""
+    """No direction changes a prediction whose probabilities are zero or one in float32."""
     decoders = AuxiliaryDecoders(1, DIM, 2)
     with torch.no_grad():
         decoders.classifier.bias.copy_(torch.tensor([500.0, -500.0]).view(1, 2, 1))

@@ -22,7 +22,7 @@ from semiseg.report.figures.style import NARROWEST, STYLE, look, save
 class Kind:
     """One figure of a grid."""
 
-    name: str  # of its files
+    name: str  # begins its files' names
     caption: str
     draw: Callable[[Results], Figure | None]  # returns None if there is nothing to draw
     lacking: Callable[[Results], str] = lambda results: ""  # says what of it is not here

@@ -41,7 +41,7 @@ class Content:
     """The rows and recipes of a panel."""
 
     title: str
-    columns: tuple[str, ...]  # of the predictions
+    columns: tuple[str, ...]  # names of the predictions
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
     background: int | None

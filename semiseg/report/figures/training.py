@@ -23,7 +23,7 @@ class Plot:
     """The quantities of a history that one plot shows."""
 
     label: str
-    columns: Mapping[str, str]  # of the history, by name in the legend; {headline} is the scored network
+    columns: Mapping[str, str]  # the history's, by name in the legend; {headline} is the scored network
     factor: float = 100
     once: str | None = None  # the loss that must be positive for the plot to mean anything
     smooth: bool = False

@@ -15,7 +15,7 @@ from semiseg.report.figures.style import COLOURS, NARROWEST, look
 from semiseg.report.statistics import Summary
 
 GAIN, LOSS = COLOURS[1], COLOURS[2]  # blue and vermilion
-THICKNESS = 0.62  # of a bar, in rows
+THICKNESS = 0.62  # height of a bar, in rows
 
 
 @dataclass(frozen=True)
