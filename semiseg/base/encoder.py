@@ -1,4 +1,4 @@
-"""What a network and a pretraining say of their backbone."""
+"""The fields by which a network and a pretraining describe their backbone."""
 
 import re
 
@@ -24,7 +24,7 @@ class Encoder:
 
     @property
     def patch(self) -> int | None:
-        """Pixels on the side of a vision transformer's patch, which timm has in its name; else None."""
+        """Side in pixels of a vision transformer's patch, which timm has in its name; else None."""
         found = re.match(rf"{weights.TIMM}\w+_patch(\d\d)_", self.backbone)
         return int(found[1]) if found else None
 

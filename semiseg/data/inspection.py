@@ -37,7 +37,7 @@ Histogram = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds."""
+    """The contents of a folder, and its problems."""
 
     options: Config  # as its entry in params.yaml will have them
     lists: Mapping[str, tuple[str, ...]]  # ids by list
@@ -55,7 +55,7 @@ class Inspection:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest id in a mask, and at least 2."""
+        """The largest id in a mask plus one, and at least 2."""
         return max(2, len(np.trim_zeros(self.pixels[:IGNORE], "b")))
 
 
@@ -222,7 +222,7 @@ def _colours(path: Path) -> str | None:
 
 
 def _of_values(path: str, pixels: Histogram) -> Iterator[str]:
-    """Yield what is wrong with the values of all masks together."""
+    """Yield the problems with the values of all masks together."""
     present = np.flatnonzero(pixels[:IGNORE]).tolist()
     if not present and pixels[IGNORE]:
         yield f"{path}: every pixel of the masks is {IGNORE}, which means 'not labelled'; {CONVERT}"
@@ -241,7 +241,7 @@ def _of_values(path: str, pixels: Histogram) -> Iterator[str]:
 
 
 def _unmatched(images: Files, masks: Files) -> Iterator[str]:
-    """Yield what images and masks lack each other."""
+    """Yield a line for images without masks and for masks without images."""
     without = sorted(images.keys() - masks.keys())
     if without:
         yield f"{len(without)} images have no mask and are never labelled: {_some(without)}"

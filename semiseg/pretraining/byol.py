@@ -17,7 +17,7 @@ from semiseg.pretraining import contract
 from semiseg.pretraining.common import BLURRED, SOLARISED, Branch, coloured, head, spread
 from semiseg.pretraining.contract import Build, Logs, Task, Views
 
-REVISION = 1  # raise it when a change alters what a pretraining gives
+REVISION = 1  # raise it when a change alters the pretrained weights
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What several self-supervised methods share: views, heads, batches in a random order, queues."""
+"""Parts that several self-supervised methods share: views, heads, shuffled batches, queues."""
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def shuffled(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restored(rows: Tensor, order: Tensor) -> Tensor:
-    """Undo ``shuffled`` for what was computed of the images."""
+    """Undo ``shuffled`` for rows that were computed from the images."""
     return distributed.own(distributed.gathered(rows)[order.argsort()])
 
 

@@ -25,7 +25,7 @@ Build = Callable[[], Encoder]
 """Returns a new encoder with the weights to start from."""
 
 Views = Mapping[str, Tensor]
-"""A batch of what ``data.views.resized_crops`` returns, on the device; images are float32 in [0, 1]."""
+"""A batch of the outputs of ``data.views.resized_crops`` on the device; images are float32 in [0, 1]."""
 
 VIEW = Colours(jitter=(0.4, 0.4, 0.4, 0.1))  # of MoCo v2
 

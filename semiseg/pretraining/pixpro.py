@@ -29,7 +29,7 @@ from semiseg.pretraining.common import (
 )
 from semiseg.pretraining.contract import Build, Logs, Task, Views
 
-REVISION = 1  # raise it when a change alters what a pretraining gives
+REVISION = 1  # raise it when a change alters the pretrained weights
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from semiseg.pretraining import contract
 from semiseg.pretraining.common import Branch, coloured, head, spread
 from semiseg.pretraining.contract import Build, Logs, Task, Views
 
-REVISION = 1  # raise it when a change alters what a pretraining gives
+REVISION = 1  # raise it when a change alters the pretrained weights
 
 VIEW = Colours(jitter=(0.8, 0.8, 0.8, 0.2))
 

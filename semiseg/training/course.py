@@ -28,7 +28,7 @@ Figures = dict[str, dict[str, float]]
 
 
 class Pace(Protocol):
-    """When a training logs, validates and saves; fields of a protocol and of a pretraining."""
+    """Intervals of logs, validations and checkpoints; fields of a protocol and of a pretraining."""
 
     @property
     def steps(self) -> int: ...
@@ -58,7 +58,7 @@ class Validation(Protocol):
 
 @dataclass
 class Course(Generic[Batch]):
-    """All that it takes to train ``learner`` to the last step."""
+    """Everything needed to train ``learner`` to the last step."""
 
     run: Run | Pretraining
     pace: Pace
@@ -127,12 +127,12 @@ class Course(Generic[Batch]):
                 raise divergence.explained(self.run, state.config_sha256, error, inputs) from None
 
     def _ends_with_validation(self) -> bool:
-        """Whether the networks are scored after the steps taken so far."""
+        """Return whether the networks are scored after the steps taken so far."""
         step, pace = self.state.step, self.pace
         return step > 0 and (step % pace.validate_every == 0 or step == pace.steps)
 
     def _is_save_due(self, sitting: Sitting) -> bool:
-        """Whether to save now; saving changes no number."""
+        """Return whether to save now; saving changes no number."""
         step, pace = self.state.step, self.pace
         late = distributed.agreed(sitting.minutes_since_save() >= pace.checkpoint_minutes)
         return late or step % pace.checkpoint_every == 0 or step == pace.steps

@@ -1,4 +1,4 @@
-"""What a folder of images and masks holds, in any layout, and what is wrong with it."""
+"""A folder of images and masks is described in any layout, with its problems."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What pretraining relies on, for every self-supervised method."""
+"""Every self-supervised method keeps the contract that pretraining relies on."""
 
 import dataclasses
 from pathlib import Path
