@@ -3,8 +3,8 @@
 An error names the file and what is wrong with it. The caller adds what to do, which depends on whose file it
 is: a user's own, or one that the suite has prepared.
 
-Pillow decodes, because torchvision's JPEG decoder, which gives the same pixels in two thirds of the time, is to
-be removed, and its PNG decoder crashed on a damaged file.
+Pillow decodes, because torchvision's JPEG decoder, which gives the same pixels in two thirds of the time, is
+to be removed, and its PNG decoder crashed on a damaged file.
 """
 
 import struct
