@@ -7,7 +7,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from semiseg.base import distributed, provenance
@@ -20,7 +19,6 @@ from semiseg.training.checkpoint import Checkpoint
 from semiseg.training.divergence import Diverged
 from semiseg.training.history import History
 from semiseg.training.sitting import Sitting, noted_signals
-from semiseg.training.step import seed_everything
 
 Batch = TypeVar("Batch")
 Figures = dict[str, dict[str, float]]
@@ -56,26 +54,20 @@ class Validation(Protocol):
         """Return the figures of a confusion matrix by name, "miou" among them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Course(Generic[Batch]):
     """Everything needed to train ``learner`` to the last step."""
 
     run: Run | Pretraining
     pace: Pace
-    seed: int
     state: Checkpoint
     learner: nn.Module
-    optimiser: Optimizer
     schedule: LambdaLR  # of the optimiser, at the state's step
-    device: torch.device
     images_per_step: int
-    dataset: PreparedDataset
-    networks: Mapping[str, nn.Module]  # that are validated
-    validation: Validation
     read: Callable[[int, int], Iterator[Batch]]  # the batches of steps [first, last)
     take: Callable[[Batch, int], Logs]  # takes a step
+    validate: Callable[[Sitting], Figures]  # scores the networks on the val list
     inputs: Callable[[Batch], Mapping[str, Any]]  # a batch's tensors by name, to be kept if its step fails
-    on_figures: Callable[[Figures], None] = lambda figures: None  # called after each validation
 
     def complete(self) -> None:
         """Take every step that is left, and keep ``state`` up to date.
@@ -92,10 +84,12 @@ class Course(Generic[Batch]):
 
         def save() -> None:
             history.read()  # raises Diverged rather than save the consequences of a loss that is not finite
-            state.method, state.optimiser = self.learner.state_dict(), self.optimiser.state_dict()
+            state.method = self.learner.state_dict()
+            state.optimiser = self.schedule.optimizer.state_dict()
             state.history, state.unwritten = history.rows, history.unwritten
+            device = next(self.learner.parameters()).device
             state.revision = revision
-            state.peak_memory_mib = _peak_memory(self.device, state.peak_memory_mib)
+            state.peak_memory_mib = _peak_memory(device, state.peak_memory_mib)
             with distributed.first_alone():
                 if distributed.first():
                     state.save(self.run.checkpoints)
@@ -106,16 +100,14 @@ class Course(Generic[Batch]):
             try:
                 while True:
                     if self._ends_with_validation() and not history.is_validated(state.step):
-                        self._validate(sitting, history)
+                        history.validated(_by_column(self.validate(sitting)))
                     if state.step > resumed_at and self._is_save_due(sitting):
                         sitting.save()
                     if state.step == pace.steps:
                         break
 
                     tick = time.perf_counter()
-                    batch = next(steps)
-                    seed_everything(self.seed, state.step)
-                    history.add(state.step, self.take(batch, state.step))
+                    history.add(state.step, self.take(next(steps), state.step))
                     rate = float(self.schedule.get_last_lr()[-1])
                     self.schedule.step()
                     state.step += 1
@@ -137,23 +129,26 @@ class Course(Generic[Batch]):
         late = distributed.agreed(sitting.minutes_since_save() >= pace.checkpoint_minutes)
         return late or step % pace.checkpoint_every == 0 or step == pace.steps
 
-    def _validate(self, sitting: Sitting, history: History) -> None:
-        """Score the networks on the val list, and write the figures into the history."""
-        ids = distributed.dealt(self.dataset.ids("val"))
-        images = evaluation_images(self.dataset, ids, self.pace.workers)
-        with sitting.together():
-            matrices = self.validation.count(self.networks, sitting.until_told(images))
-        figures = {
-            name: self.validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()
-        }
-        history.validated(
-            {
-                f"val_{figure}_{name}": value
-                for name, values in figures.items()
-                for figure, value in values.items()
-            }
-        )
-        self.on_figures(figures)
+
+def score(
+    networks: Mapping[str, nn.Module],
+    validation: Validation,
+    dataset: PreparedDataset,
+    workers: int,
+    sitting: Sitting,
+) -> Figures:
+    """Return each network's figures on the val list, which the processes of a run share."""
+    images = evaluation_images(dataset, distributed.dealt(dataset.ids("val")), workers)
+    with sitting.together():
+        matrices = validation.count(networks, sitting.until_told(images))
+    return {name: validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()}
+
+
+def _by_column(figures: Figures) -> dict[str, float]:
+    """Return figures by their column of history.csv."""
+    return {
+        f"val_{figure}_{name}": value for name, values in figures.items() for figure, value in values.items()
+    }
 
 
 def _peak_memory(device: torch.device, before: float | None) -> float | None:

@@ -13,13 +13,14 @@ from semiseg.data import prepared
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.methods import contract
-from semiseg.methods.contract import Task
+from semiseg.methods.contract import Logs, Task
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint, divergence
 from semiseg.training.batches import Batch, batches
 from semiseg.training.checkpoint import Checkpoint, Networks
-from semiseg.training.course import Course, Figures, Validation
+from semiseg.training.course import Course, Figures, Validation, score
 from semiseg.training.pretrain import weights_sha256
+from semiseg.training.sitting import Sitting
 from semiseg.training.step import new_learner, new_optimiser, poly, seed_everything, take_step
 
 REVISION = 1  # raise it when a change alters the numbers of every run
@@ -65,34 +66,36 @@ def train(
     model = distributed.replicated(learner)
     resumed_at = state.step
 
-    def keep_best(figures: Figures) -> None:
-        miou = figures[next(iter(learner.networks()))]["miou"]
-        if miou > state.best_miou:
-            state.best_miou, state.best_step, state.best = miou, state.step, _state_dicts(learner.networks())
+    images_per_step = protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
 
-    course = Course[Batch](
+    def take(batch: Batch, step: int) -> Logs:
+        seed_everything(run.seed, step)
+        return take_step(config, learner, model, optimiser, *batch, step)
+
+    def validate(sitting: Sitting) -> Figures:
+        networks = learner.networks()
+        figures = score(networks, validation, dataset, protocol.workers, sitting)
+        miou = figures[next(iter(networks))]["miou"]
+        if miou > state.best_miou:
+            state.best_miou, state.best_step, state.best = miou, state.step, _state_dicts(networks)
+        return figures
+
+    Course[Batch](
         run=run,
         pace=protocol,
-        seed=run.seed,
         state=state,
         learner=learner,
-        optimiser=optimiser,
         schedule=poly(optimiser, protocol, state.step),
-        device=device,
-        images_per_step=protocol.labelled_batch + (protocol.unlabelled_batch if view else 0),
-        dataset=dataset,
-        networks=learner.networks(),
-        validation=validation,
+        images_per_step=images_per_step,
         read=partial(batches, config, dataset, split, view, judged, device),
-        take=lambda batch, step: take_step(config, learner, model, optimiser, *batch, step),
+        take=take,
+        validate=validate,
         inputs=lambda batch: {**batch[0]._asdict(), "views": batch[1] or {}},
-        on_figures=keep_best,
-    )
-    course.complete()
+    ).complete()
     if distributed.first():
         if resumed_at == protocol.steps:
             print(f"{run}: had taken its last step; its network is written again", file=sys.stderr)
-        _write_model(config, state, learner.networks(), course.images_per_step, device)
+        _write_model(config, state, learner.networks(), images_per_step, device)
         checkpoint.finish(run.checkpoints)
 
 

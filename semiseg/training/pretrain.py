@@ -31,8 +31,9 @@ from semiseg.pretraining.contract import Config, Method, Task, Views
 from semiseg.training import checkpoint, divergence
 from semiseg.training.batches import moved
 from semiseg.training.checkpoint import Checkpoint, Identity
-from semiseg.training.course import Course, Figures, Validation
+from semiseg.training.course import Course, Figures, Validation, score
 from semiseg.training.lars import LARS
+from semiseg.training.sitting import Sitting
 from semiseg.training.step import seed_everything
 
 REVISION = 1  # raise it when a change alters what every pretraining gives
@@ -76,26 +77,27 @@ def pretrain(
         )
         return (moved(batch, device) for batch in batches)
 
-    def keep(figures: Figures) -> None:
+    def take(views: Views, step: int) -> Logs:
+        seed_everything(recipe.seed, step)
+        return take_step(config, learner, model, optimiser, views, step)
+
+    def validate(sitting: Sitting) -> Figures:
+        networks = {"backbone": learner.encoder()}
+        figures = score(networks, validation, dataset, recipe.workers, sitting)
         state.best_miou = figures["backbone"]["miou"]
+        return figures
 
     Course[Views](
         run=run,
         pace=recipe,
-        seed=recipe.seed,
         state=state,
         learner=learner,
-        optimiser=optimiser,
         schedule=cosine(optimiser, recipe, state.step),
-        device=device,
         images_per_step=recipe.batch,
-        dataset=dataset,
-        networks={"backbone": learner.encoder()},
-        validation=validation,
         read=read,
-        take=partial(take_step, config, learner, model, optimiser),
+        take=take,
+        validate=validate,
         inputs=lambda views: views,
-        on_figures=keep,
     ).complete()
     if distributed.first():
         _write(config, state, learner.encoder(), device)
