@@ -38,6 +38,13 @@ def within(config: object, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name}: {number} is outside [{low}, {high}]")
 
 
+def reached(config: object, name: str, steps: int) -> None:
+    """Refuse a share of a run's ``steps`` after which no step is left."""
+    share = getattr(config, name)
+    if share * steps > steps - 1:
+        raise ValueError(f"{name}: {share} leaves no later step in a run of {steps}; lower it")
+
+
 def ascending(config: object, *names: str) -> None:
     """Refuse a pair whose first number is larger than its second."""
     for name in names:

@@ -109,11 +109,7 @@ class Config(contract.Config):
 
     def check(self, protocol: Protocol) -> None:
         """Refuse a start that no step of the run reaches."""
-        if self.start_share * protocol.steps > protocol.steps - 1:
-            raise ValueError(
-                f"start_share: {self.start_share} leaves no step for unlabelled images in a run of "
-                f"{protocol.steps}; lower it"
-            )
+        checks.reached(self, "start_share", protocol.steps)
 
 
 def views(config: Config, geometry: Geometry) -> View:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from semiseg.base import checks
-from semiseg.base.parameters import Geometry
+from semiseg.base.parameters import Geometry, Protocol
 from semiseg.losses import confident_cross_entropy, cross_entropy, supervised_contrastive_loss
 from semiseg.methods import contract
 from semiseg.methods.common import (
@@ -66,6 +66,10 @@ class Config(contract.Config):
         checks.within(self, 0, 1, "start_share", "threshold")
         checks.one_of(self, "denominator", "negatives", "others")
         checks.one_of(self, "unlabelled", "none", "fixmatch")
+
+    def check(self, protocol: Protocol) -> None:
+        """Refuse a start of the contrast that no step of the run reaches."""
+        checks.reached(self, "start_share", protocol.steps)
 
 
 def views(config: Config, geometry: Geometry) -> View | None:

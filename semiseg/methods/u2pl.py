@@ -106,6 +106,7 @@ class Config(contract.Config):
             raise ValueError(f"low_rank: {self.low_rank} is above high_rank, {self.high_rank}")
 
     def check(self, protocol: Protocol) -> None:
+        checks.reached(self, "start_share", protocol.steps)
         if self.hard_examples is not None:
             self.hard_examples.check(protocol)
 

@@ -208,6 +208,8 @@ def test_it_trains_under_bf16_autocast(name: str) -> None:
         ("cmb", {}, r"recipes: own: ramp_up_steps: 2000 .* 1000"),
         ("cmb", {"ramp_up_steps": 20}, r"recipes: own: memory_lead_steps: 1000 .* 20"),
         ("dcc", {"start_share": 0.9999}, r"recipes: own: start_share: 0\.9999 .* 1000"),
+        ("u2pl", {"start_share": 1.0}, r"recipes: own: start_share: 1\.0 .* 1000"),
+        ("pixel_contrast", {"start_share": 1.0}, r"recipes: own: start_share: 1\.0 .* 1000"),
         ("dcc", {"temperature": -1.0}, r"recipes: own: temperature: -1\.0"),
         ("dcc", {"temprature": 1.0}, r"recipes: own: .*'temprature'"),
     ],
