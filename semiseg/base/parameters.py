@@ -496,24 +496,6 @@ class Params:
         return gpus
 
 
-@dataclass(frozen=True)
-class Download:
-    """A file that is fetched: from the first of its addresses that gives it whole."""
-
-    addresses: tuple[str, ...] = ()
-    size: int | None = None  # bytes
-    md5: str | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """Lists of labelled images that a paper's authors published: a seed takes the list of its number."""
-
-    address: str  # the folder, at a commit
-    sha256: Mapping[str, str]  # digest of each file, by its path below the address
-
-
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check ``path``. Raises UserError naming the key that is wrong and what is possible."""
     tree = read(path)
