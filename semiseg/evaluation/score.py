@@ -145,7 +145,7 @@ def _batches(images: Iterable[Image], pixels: int) -> Iterator[list[Image]]:
         if image.shape[1:] != size:
             raise UserError(
                 f"{name}: its mask is {size[1]}x{size[0]} pixels, its image "
-                f"{image.shape[2]}x{image.shape[1]}; prepare the dataset again"
+                f"{image.shape[2]}x{image.shape[1]}; give the mask the size of its image"
             )
         if batch and (batch[0][2].shape != size or (len(batch) + 1) * size.numel() > pixels):
             yield batch
