@@ -1,8 +1,8 @@
 """Read params.yaml into frozen dataclasses, and refuse unknown keys and bad values by name.
 
-params.yaml has the keys default, grids, recipes, protocols, pretraining and datasets, as docs/design.md
-explains them. A run is a recipe under a protocol, with a share of labelled images and a seed. ``Params.run``
-gathers all that decides its numbers into one ``RunConfig``, whose digest is the run's identity.
+params.yaml has the keys default, grids, recipes, protocols, starts, pretraining and datasets, as
+docs/design.md explains them. A run is a recipe under a protocol, with a share of labelled images and a seed.
+``Params.run`` gathers all that decides its numbers into a ``RunConfig``, whose digest is the run's identity.
 """
 
 import ast
@@ -501,6 +501,12 @@ def load(path: Path = paths.PARAMS) -> Params:
     tree = read(path)
     if isinstance(tree, Mapping) and isinstance(tree.get("recipes"), Mapping):
         tree = {**tree, "recipes": _by_name("recipes", _recipes(tree["recipes"], f"{path}: recipes"))}
+    if isinstance(tree, Mapping) and "starts" in tree:
+        rest = {key: value for key, value in tree.items() if key != "starts"}
+        protocols = _by_name(
+            "protocols and starts", _protocols(rest.get("protocols"), tree["starts"], str(path))
+        )
+        tree = {**rest, "protocols": protocols}
     params: Params = from_tree(Params, tree, str(path))
     _check_references(params)
     return params
@@ -525,6 +531,21 @@ def _recipes(tree: Mapping[Any, Any], key: str) -> Iterable[tuple[str, dict[str,
             own = {kind: options[kind] for kind in ("network", "evaluation") if kind in options}
             rest = {option: value for option, value in options.items() if option not in own}
             yield f"{name}-{variant}", {"method": str(name), "options": rest, **own}
+
+
+def _protocols(protocols: Any, starts: Any, key: str) -> Iterable[tuple[str, Any]]:
+    """Yield each protocol by name, and each again from the weights of its ``starts``, as "<name>_<start>"."""
+    if not isinstance(protocols, Mapping) or not isinstance(starts, Mapping):
+        raise UserError(f"{key}: protocols and starts: expected maps of names")
+    yield from ((str(name), protocol) for name, protocol in protocols.items())
+    for name, weights_by_start in starts.items():
+        protocol = protocols.get(name)
+        if not isinstance(protocol, Mapping) or not isinstance(protocol.get("network"), Mapping):
+            raise UserError(f"{key}: starts: there is no protocol {name!r} with a network")
+        if not isinstance(weights_by_start, Mapping):
+            raise UserError(f"{key}: starts: {name}: expected a map of weights, found {weights_by_start!r}")
+        for start, chosen in weights_by_start.items():
+            yield f"{name}_{start}", {**protocol, "network": {**protocol["network"], "weights": chosen}}
 
 
 def _by_name(key: str, entries: Iterable[tuple[str, T]]) -> dict[str, T]:

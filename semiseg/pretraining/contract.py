@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from semiseg.base.errors import UserError
@@ -115,6 +116,10 @@ def build(name: str, encoder: Build, config: Config, task: Task) -> Method:
 
 def check_options(params: Params) -> None:
     """Build the Config and the backbone of every pretraining, to refuse bad options early."""
+    backbones = {}
     for name, recipe in params.pretraining.items():
         configured(recipe, f"params.yaml: pretraining: {name}")
-        new_backbone(recipe)
+        backbones[recipe.backbone, recipe.output_stride] = recipe
+    with torch.device("meta"):  # shapes alone
+        for recipe in backbones.values():
+            new_backbone(recipe)

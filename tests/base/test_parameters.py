@@ -17,6 +17,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.parameters import Grid, Network, Params, RunConfig, Share
 from semiseg.base.paths import Run
 from tests import miniature
+from tests.pretraining import recipes
 from tests.project import ROOT
 
 Tree = dict[str, Any]
@@ -266,6 +267,25 @@ def test_crops_and_windows_are_multiples_of_the_patch(
         assert key in str(caught.value)
 
 
+def test_a_protocol_starts_from_other_weights_and_has_a_name_of_its_own(tmp_path: Path) -> None:
+    tree = changed(
+        ("starts", {"short": {"random": "none", "moco": "pretrained/some"}}),
+        ("pretraining", {"some": recipes.tree("moco", dataset="shapes")}),
+    )
+    params = read(tmp_path, tree)
+    plain = params.protocols["short"]
+    for start, weights in (("random", "none"), ("moco", "pretrained/some")):
+        network = dataclasses.replace(plain.network, weights=weights)
+        assert params.protocols[f"short_{start}"] == dataclasses.replace(plain, network=network)
+    run = params.run(Run("supervised", "short_moco-1_8", 0))
+    assert run.weights_sha256 == params.pretraining_run("some").digest()
+    assert params.run(Run("supervised", "short_random-1_8", 0)).weights_sha256 == "none"
+    assert params.start("pretrained/some") == "moco after random weights"
+    other = {"some": recipes.tree("moco", dataset="shapes", steps=7)}
+    again = read(tmp_path, {**tree, "pretraining": other}).run(run.run)
+    assert again.digest() != run.digest()
+
+
 # --- a wrong file -------------------------------------------------------------------------------------------
 
 
@@ -295,6 +315,14 @@ def test_crops_and_windows_are_multiples_of_the_patch(
         ("protocols.short.compile", "yes", "protocols: short: compile: "),
         ("protocols.short.dataset", "kitti", "protocols: short: dataset: "),
         ("protocols.short.methods", {"magic": {}}, "protocols: short: methods: "),
+        ("protocols.short.network.weights", "pretrained/x", "short: network: weights: pretrained/x: "),
+        ("protocols.short.network.weights", "pretrained/", "short: network: weights: pretrained/: "),
+        ("pretraining", {"some": {}}, "pretraining: some: missing key "),
+        ("starts", {"shirt": {"random": "none"}}, "starts: "),
+        ("starts", {"short": "none"}, "starts: short: "),
+        ("starts", {"short": {"random": 1}}, "protocols: short_random: network: weights: "),
+        ("pretraining", {"some": {**recipes.tree("simclr"), "method": "x"}}, "pretraining: some: method: "),
+        ("pretraining", {"some": recipes.tree("simclr", dataset="kitti")}, "pretraining: some: dataset: "),
         ("protocols.short.geometry.scale", [1, 2, 3], "protocols: short: geometry: scale: "),
         ("protocols.short.geometry.scale", [2, 1], "protocols: short: geometry: scale: "),
         ("protocols.short.geometry.scale", [0, 1], "protocols: short: geometry: scale: "),

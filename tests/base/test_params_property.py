@@ -22,7 +22,9 @@ from semiseg.base.parameters import Protocol
 from semiseg.base.tree import from_tree
 from semiseg.data import sources
 from semiseg.methods import contract
+from semiseg.pretraining import contract as pretraining
 from tests import miniature
+from tests.pretraining import recipes
 
 Way = tuple[str | int, ...]
 """Keys and places that lead to a value of the tree."""
@@ -47,6 +49,8 @@ TREE: dict[str, Any] = {
             "methods": {name: miniature.OPTIONS[name] for name in ("cmb", "dcc", "cps")},
         }
     },
+    "starts": {"mini": {"random": "none", "some": "pretrained/some"}},
+    "pretraining": {"some": recipes.tree("densecl")},
 }
 
 NUMBERS = st.sampled_from(
@@ -97,6 +101,7 @@ def refusal(text: str) -> str | None:
             params = parameters.load(path)
             sources.check_options(params.datasets)
             contract.check_options(params)
+            pretraining.check_options(params)
             for _, ingredients in stages.ingredients(params):
                 ingredients.encode()
         except UserError as error:
