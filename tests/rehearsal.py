@@ -65,12 +65,13 @@ HARD_PIXELS = 64  # of a crop of 32 x 32
 
 
 def tables() -> list[str]:
-    """Return the grids on VOC and Cityscapes."""
+    """Return the grids on VOC and Cityscapes whose runs start from published weights."""
     params = parameters.load(ROOT / "params.yaml")
     return [
         name
         for name, grid in params.grids.items()
         if all(params.protocols[each].dataset in IDS for each in grid.shares_by_protocol)
+        and not any(map(params.pretrained, grid.runs()))
     ]
 
 
@@ -86,6 +87,7 @@ def params() -> Tree:
     """Return params.yaml of a rehearsal."""
     tree: Tree = copy.deepcopy(read(ROOT / "params.yaml"))
     tree["grids"] = {name: tree["grids"][name] for name in tables()}
+    del tree["starts"], tree["pretraining"]
     tree["default"] = [name for name in tree["default"] if name in tree["grids"]]
     for name in IDS:
         tree["datasets"][name]["options"] = releases.published(IDS[name], VAL[name])

@@ -206,6 +206,9 @@ def totals(results: Results, plan: Sequence[Line]) -> list[str]:
     said = [f"Runs: {done} done, {left} left."]
     if not left:
         return said
+    starts = dict.fromkeys(results.params.pretrained(run) for line in plan for run in line.left)
+    if lacking := [start.name for start in starts if start is not None and not start.record.exists()]:
+        said.append(f"Pretrainings before them, not in the time below: {', '.join(lacking)}.")
     timed = [(len(line.left), line.estimate) for line in plan if line.left and line.estimate is not None]
     sized = [(count, guess.size) for count, guess in timed if guess.size is not None]
     said.append(

@@ -22,14 +22,13 @@ def pretraining_demo(place: Path) -> Path:
     """Copy the project to ``place`` with one grid, of one run from a pretraining."""
     small_demo(place, ["supervised"], steps=2)
     params: dict[str, Any] = tree.read(place / "params.yaml")
-    demo = params["protocols"]["demo"]
-    started = {**demo, "network": {**demo["network"], "weights": f"pretrained/{NAME}"}}
     recipe = recipes.tree("moco", dataset="shapes", batch=4, steps=3, validate_every=3)
     grid = {"title": "Starts", "protocol": NAME, "shares": ["1/20"], "recipes": ["supervised"], "seeds": [0]}
     changes = {
         "default": [GRID],
         "grids": {GRID: grid},
-        "protocols": {NAME: started},
+        "protocols": {"demo": params["protocols"]["demo"]},
+        "starts": {"demo": {"moco": f"pretrained/{NAME}"}},
         "pretraining": {NAME: recipe},
     }
     rewrite(place, {**params, **changes})

@@ -23,6 +23,7 @@ def shrink(params_file: Path) -> None:
         "demo": tree["grids"]["demo"],
     }
     tree["default"] = ["demo"]
+    del tree["starts"], tree["pretraining"]
     tree["protocols"] = {name: tree["protocols"][name] for name in ("voc_dinov2", "demo")}
     protocol = tree["protocols"]["voc_dinov2"]
     protocol["dataset"] = "shapes"
