@@ -14,7 +14,7 @@ from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
 from semiseg.base.files import write_text
 from semiseg.base.parameters import Grid, Params
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.data import sources
 from semiseg.report.markup import one_line
 
@@ -270,20 +270,20 @@ def without_pretraining(matrix: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in matrix.items() if key != "pretraining"}
 
 
-Rectangle = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], Pretraining | None]
+Rectangle = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], PretrainingRun | None]
 """Recipes, splits and seeds: all their combinations, which start from one pretraining, or from none."""
 
 
 def rectangles(params: Params, grid: Grid, known: set[Run]) -> list[Rectangle]:
     """Return the runs of ``grid`` that are not ``known``, as few rectangles."""
-    splits: dict[tuple[str, tuple[int, ...], Pretraining | None], list[str]] = {}
+    splits: dict[tuple[str, tuple[int, ...], PretrainingRun | None], list[str]] = {}
     for recipe in grid.recipes:
         for split in grid.splits:
             seeds = tuple(seed for seed in grid.seeds if Run(recipe, split, seed) not in known)
             if seeds:
                 start = params.pretrained(Run(recipe, split, seeds[0]))
                 splits.setdefault((recipe, seeds, start), []).append(split)
-    recipes: dict[tuple[tuple[str, ...], tuple[int, ...], Pretraining | None], list[str]] = {}
+    recipes: dict[tuple[tuple[str, ...], tuple[int, ...], PretrainingRun | None], list[str]] = {}
     for (recipe, seeds, start), names in splits.items():
         recipes.setdefault((tuple(names), seeds, start), []).append(recipe)
     return [(tuple(each), *key) for key, each in recipes.items()]

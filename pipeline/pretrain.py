@@ -20,7 +20,7 @@ def main() -> None:
     from semiseg.training import device, launch, pretrain
 
     params = parameters.load()
-    config = params.pretraining_run(arguments.name)
+    config = params.pretraining_config(arguments.name)
     gpus, threads = config.recipe.gpus, config.recipe.threads
     dataset = prepared.open_dataset(config.recipe.dataset, config.dataset)
     prepared.check_scored(dataset, "val")

@@ -143,7 +143,7 @@ class Stages:
 
     def pretrain(self, wildcards: Wildcards) -> str:
         """Return the ingredients of a pretraining: its configuration."""
-        return _text(json.loads(canonical(self.params.pretraining_run(wildcards.pretraining))))
+        return _text(json.loads(canonical(self.params.pretraining_config(wildcards.pretraining))))
 
     def train(self, wildcards: Wildcards) -> str:
         """Return the ingredients of a run: its configuration, the seed apart."""

@@ -9,11 +9,11 @@ from filelock import FileLock, Timeout
 
 from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 
 
 @contextmanager
-def held(run: Run | Pretraining) -> Iterator[None]:
+def held(run: Run | PretrainingRun) -> Iterator[None]:
     """Hold ``run`` while it trains. Raises UserError naming the process that already holds it."""
     folder = Path("checkpoints", "locks")
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.base import checks, paths, weights
+from semiseg.base.backbone import ChosenBackbone
 from semiseg.base.checks import MOST, SEEDS
-from semiseg.base.encoder import Encoder
 from semiseg.base.errors import UserError
 from semiseg.base.names import check_names
 from semiseg.base.pretraining import Pretraining
@@ -107,7 +107,7 @@ def _named_share(name: str, share: Share) -> Share:
 
 
 @dataclass(frozen=True)
-class Network(Encoder):
+class Network(ChosenBackbone):
     """A segmentation network; semiseg.models.build makes it."""
 
     head: str  # a file of semiseg/models/heads/
@@ -117,7 +117,7 @@ class Network(Encoder):
     decoder_channels: int
 
     def __post_init__(self) -> None:
-        self.check_encoder()
+        self.check_backbone()
         checks.within(self, 1, MOST, "decoder_channels")
 
 
@@ -351,7 +351,7 @@ class RunConfig:
 class PretrainingConfig:
     """All that decides what a pretraining gives, but for the images themselves."""
 
-    run: paths.Pretraining
+    run: paths.PretrainingRun
     recipe: Pretraining
     dataset: Dataset  # its shares apart
     weights_sha256: str  # of those to start from, see semiseg.base.weights.digest
@@ -417,7 +417,7 @@ class Params:
             revisions={name: revision(file) for name, file in files.items()},
         )
 
-    def pretraining_run(self, name: str) -> PretrainingConfig:
+    def pretraining_config(self, name: str) -> PretrainingConfig:
         """Return the configuration of a pretraining. Raises UserError for an unknown name."""
         recipe = look_up(self.pretraining, name, "pretraining")
         dataset = self.datasets[recipe.dataset]
@@ -427,23 +427,23 @@ class Params:
             "source": LIBRARY / "data" / "sources" / f"{dataset.source}.py",
         }
         return PretrainingConfig(
-            run=paths.Pretraining(name),
+            run=paths.PretrainingRun(name),
             recipe=recipe,
             dataset=dataclasses.replace(dataset, shares={}),
             weights_sha256=weights.digest(recipe.weights, recipe.backbone),
             revisions={name: revision(file) for name, file in files.items()},
         )
 
-    def pretrained(self, run: paths.Run) -> paths.Pretraining | None:
+    def pretrained(self, run: paths.Run) -> paths.PretrainingRun | None:
         """Return the pretraining that ``run`` starts from, if it starts from one."""
         protocol = self.protocols[self.splits[run.split].protocol]
-        return paths.Pretraining.named(
+        return paths.PretrainingRun.named(
             str(self.recipes[run.recipe].network.get("weights", protocol.network.weights))
         )
 
     def start(self, weights: str) -> str:
         """Return in words what a network with ``weights`` starts from: "simclr after random weights"."""
-        named = paths.Pretraining.named(weights)
+        named = paths.PretrainingRun.named(weights)
         if named is None:
             return "random weights" if weights == "none" else weights
         recipe = look_up(self.pretraining, named.name, "pretraining")
@@ -451,10 +451,10 @@ class Params:
 
     def _weights_digest(self, network: Network) -> str:
         """Return what identifies a network's weights. Raises UserError for those of another backbone."""
-        named = paths.Pretraining.named(network.weights)
+        named = paths.PretrainingRun.named(network.weights)
         if named is None:
             return weights.digest(network.weights, network.backbone)
-        pretrained = self.pretraining_run(named.name)
+        pretrained = self.pretraining_config(named.name)
         if pretrained.recipe.backbone != network.backbone:
             raise UserError(
                 f"params.yaml: network: weights: {named} is a {pretrained.recipe.backbone}, not a "
@@ -630,7 +630,7 @@ def _check_references(params: Params) -> None:
     networks = {f"protocols: {name}": vars(each.network) for name, each in params.protocols.items()}
     networks |= {f"recipes: {name}": dict(each.network) for name, each in params.recipes.items()}
     for key, network in networks.items():
-        named = paths.Pretraining.named(str(network.get("weights", "none")))
+        named = paths.PretrainingRun.named(str(network.get("weights", "none")))
         if named is not None:
             _check_known(named.name, params.pretraining, f"{key}: network: weights: {named}")
     for kind in ("datasets", "pretraining", "protocols", "recipes", "grids", "splits"):

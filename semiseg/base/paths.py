@@ -74,7 +74,7 @@ PRETRAINED = "pretrained"  # of pretrained/<name>, the value of network.weights 
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class PretrainingRun:
     """An entry of params.yaml's pretraining, which is trained once for all runs that start from it."""
 
     name: str
@@ -83,7 +83,7 @@ class Pretraining:
         return f"{PRETRAINED}/{self.name}"
 
     @classmethod
-    def named(cls, weights: str) -> "Pretraining | None":
+    def named(cls, weights: str) -> "PretrainingRun | None":
         """Return the pretraining that a value of network.weights names, if it names one."""
         prefix, slash, name = weights.partition("/")
         return cls(name) if slash and prefix == PRETRAINED else None

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from semiseg.base import checks, paths
-from semiseg.base.encoder import Encoder
+from semiseg.base.backbone import ChosenBackbone
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class PretrainingOptimiser:
     """SGD with momentum or LARS; a linear warm-up, then half a cosine down to zero."""
 
     name: str  # sgd or lars
@@ -28,7 +28,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Pretraining(Encoder):
+class Pretraining(ChosenBackbone):
     """Self-supervised training of a backbone on a dataset's training list, without masks.
 
     The masks of the val list, and of as many training images, serve the probe alone.
@@ -43,7 +43,7 @@ class Pretraining(Encoder):
     crop: int  # pixels, the side of both views of an image
     area: tuple[float, float]  # of a view, as a share of the image
     batch: int  # images of a step, each in two views
-    optimiser: Optimiser
+    optimiser: PretrainingOptimiser
     steps: int
     seed: int
     precision: str  # fp32, or bf16 (autocast)
@@ -57,8 +57,8 @@ class Pretraining(Encoder):
     gpus: int  # that share each batch
 
     def __post_init__(self) -> None:
-        self.check_encoder()
-        if paths.Pretraining.named(self.weights):
+        self.check_backbone()
+        if paths.PretrainingRun.named(self.weights):
             raise ValueError(
                 f"weights: {self.weights}: a pretraining cannot start from another; give its file"
             )

@@ -5,7 +5,7 @@ import importlib
 
 import torch
 
-from semiseg.base import encoder
+from semiseg.base.backbone import ChosenBackbone
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Network
 from semiseg.base.weights import TIMM
@@ -36,14 +36,14 @@ def build(network: Network, num_classes: int) -> SegmentationNetwork:
     return built
 
 
-def build_encoder(network: encoder.Encoder) -> Encoder:
+def build_encoder(network: ChosenBackbone) -> Encoder:
     """Return the backbone of ``network`` alone, on the CPU, with the weights it asks for; see ``build``."""
     built = Encoder(new_backbone(network))
     weights.load(built, network)
     return built
 
 
-def new_backbone(network: encoder.Encoder) -> Backbone:
+def new_backbone(network: ChosenBackbone) -> Backbone:
     """Return the backbone with random weights. Raises UserError for one that timm cannot make."""
     if network.backbone == "efficientnet_lite0":
         return EfficientNetLite0(network.output_stride)

@@ -11,7 +11,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from semiseg.base import encoder, paths
+from semiseg.base import paths
+from semiseg.base.backbone import ChosenBackbone
 from semiseg.base.errors import UserError
 from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file, own_file
 from semiseg.data import archives
@@ -20,7 +21,7 @@ from semiseg.models.network import Backbone, Encoder, SegmentationNetwork
 HUB_ADDRESS = "https://huggingface.co"
 
 
-def load(built: Encoder, network: encoder.Encoder) -> None:
+def load(built: Encoder, network: ChosenBackbone) -> None:
     """Load what ``network.weights`` names into ``built``.
 
     ``none`` loads nothing. Another name loads the file that was published for the backbone, ``hub`` the one
@@ -57,7 +58,7 @@ def _translated(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -
         ) from None
 
 
-def obtain(network: encoder.Encoder) -> Path:
+def obtain(network: ChosenBackbone) -> Path:
     """Return the file of ``network.weights``; a published one is fetched if it is missing.
 
     Raises UserError with what to do for a file that cannot be obtained or has another digest than published.
@@ -65,7 +66,7 @@ def obtain(network: encoder.Encoder) -> Path:
     published = PUBLISHED.get((network.weights, network.backbone))
     if published is not None:
         return find(published)
-    pretraining = paths.Pretraining.named(network.weights)
+    pretraining = paths.PretrainingRun.named(network.weights)
     if pretraining is not None:
         if not pretraining.weights.is_file():
             raise UserError(
@@ -85,7 +86,7 @@ def obtain(network: encoder.Encoder) -> Path:
     return path
 
 
-def fetch(network: encoder.Encoder) -> Path | None:
+def fetch(network: ChosenBackbone) -> Path | None:
     """Return the file of ``network.weights``, fetched if it is missing; None for random weights.
 
     A hub's file has no published digest: it must be there before a run begins, whose identity has its digest.

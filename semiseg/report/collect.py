@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from semiseg.base.parameters import Dataset, Grid, Params, Protocol, look_up
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.evaluation.record import Record, Scores
 from semiseg.report import reference, trust
 from semiseg.report.reference import Logs, Place, Printed, Reference
@@ -156,7 +156,7 @@ class Results:
         protocols, entry = self.protocols(), self.params.splits[split]
         name = entry.share if len(protocols) == 1 else split
         weights = {protocol: each.network.weights for protocol, each in protocols.items()}
-        if any(map(Pretraining.named, weights.values())):
+        if any(map(PretrainingRun.named, weights.values())):
             name = f"{entry.share} from {self.params.start(weights[entry.protocol])}"
         labelled = self.labelled(split)
         return name if labelled is None or name == str(labelled) else f"{name} ({labelled})"

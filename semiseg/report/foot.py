@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from semiseg.base import weights
-from semiseg.base.encoder import Encoder
+from semiseg.base.backbone import ChosenBackbone
 from semiseg.base.parameters import Evaluation, Params
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.evaluation.record import Record
 from semiseg.report.collect import BASELINE, Results, last
 from semiseg.report.markup import escape
@@ -159,11 +159,11 @@ def describe(params: Params, name: str) -> str:
     )
 
 
-def weights_source(params: Params, network: Encoder) -> str:
+def weights_source(params: Params, network: ChosenBackbone) -> str:
     """Say where a backbone's first weights come from, and which digits identify them."""
     if network.weights == "none":
         return "random weights"
-    pretraining = Pretraining.named(network.weights)
+    pretraining = PretrainingRun.named(network.weights)
     if pretraining is not None:
         recipe = params.pretraining[pretraining.name]
         return (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from semiseg.base import distributed, provenance
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.streams import evaluation_images
 from semiseg.methods.contract import Logs
@@ -58,7 +58,7 @@ class Validation(Protocol):
 class Course(Generic[Batch]):
     """Everything needed to train ``learner`` to the last step."""
 
-    run: Run | Pretraining
+    run: Run | PretrainingRun
     pace: Pace
     state: Checkpoint
     learner: nn.Module

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from semiseg.base import distributed
 from semiseg.base.errors import UserError
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.training import checkpoint
 
 
@@ -23,7 +23,7 @@ class Diverged(UserError):
 
 
 def explained(
-    run: Run | Pretraining, config_sha256: str, error: Diverged, inputs: Mapping[str, Any]
+    run: Run | PretrainingRun, config_sha256: str, error: Diverged, inputs: Mapping[str, Any]
 ) -> Diverged:
     """Keep the ``inputs`` of the failed step beside the checkpoint, and return the error with what to do."""
     path = run.checkpoints / f"nan-step-{error.step}.pt"
@@ -41,7 +41,7 @@ def _on_the_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_again(run: Run | Pretraining, config_sha256: str) -> None:
+def refuse_again(run: Run | PretrainingRun, config_sha256: str) -> None:
     """Raise Diverged for a run that diverged before: engines that retry would repeat it again and again."""
     for kept in run.checkpoints.glob("nan-step-*.pt"):
         try:

@@ -17,7 +17,7 @@ from semiseg.base.errors import UserError
 from semiseg.base.files import file_sha256, remove_leftovers, write_text
 from semiseg.base.gpu_memory import enough_memory
 from semiseg.base.parameters import PretrainingConfig, RunConfig, canonical
-from semiseg.base.paths import Pretraining as PretrainingRun
+from semiseg.base.paths import PretrainingRun
 from semiseg.base.pretraining import Pretraining
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import ids_sha256
@@ -102,6 +102,7 @@ def pretrain(
     if distributed.first():
         _write(config, state, learner.encoder(), device)
         checkpoint.finish(run.checkpoints)
+        checkpoint.forget(run.checkpoints)
 
 
 def new_learner(recipe: Pretraining, options: Config, device: torch.device) -> Method:

@@ -278,7 +278,7 @@ def test_a_protocol_starts_from_other_weights_and_has_a_name_of_its_own(tmp_path
         network = dataclasses.replace(plain.network, weights=weights)
         assert params.protocols[f"short_{start}"] == dataclasses.replace(plain, network=network)
     run = params.run(Run("supervised", "short_moco-1_8", 0))
-    assert run.weights_sha256 == params.pretraining_run("some").digest()
+    assert run.weights_sha256 == params.pretraining_config("some").digest()
     assert params.run(Run("supervised", "short_random-1_8", 0)).weights_sha256 == "none"
     assert params.start("pretrained/some") == "moco after random weights"
     other = {"some": recipes.tree("moco", dataset="shapes", steps=7)}

@@ -71,7 +71,7 @@ def recipe(method: str, **changes: Any) -> Pretraining:
 def config(method: str, **changes: Any) -> PretrainingConfig:
     """Return the configuration of a pretraining in the miniature project, the working directory."""
     params = dataclasses.replace(parameters.load(), pretraining={method: recipe(method, **changes)})
-    return params.pretraining_run(method)
+    return params.pretraining_config(method)
 
 
 PLAIN = {"jitter_probability": 0, "grey_probability": 0, "blur_probability": 0}

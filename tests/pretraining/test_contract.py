@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semiseg.base.errors import UserError
-from semiseg.base.paths import Pretraining
+from semiseg.base.paths import PretrainingRun
 from semiseg.methods.contract import trained
 from semiseg.pretraining import contract
 from semiseg.pretraining.contract import Config, Logs, Method
@@ -165,7 +165,7 @@ def test_a_wrong_recipe_is_refused_by_its_key(changes: dict[str, Any], key: str)
 
 
 def test_a_pretraining_is_named_by_its_weights() -> None:
-    assert Pretraining.named("pretrained/some") == Pretraining("some")
-    assert str(Pretraining("some")) == "pretrained/some"
+    assert PretrainingRun.named("pretrained/some") == PretrainingRun("some")
+    assert str(PretrainingRun("some")) == "pretrained/some"
     for other in ("none", "imagenet", "pretrained", "here/pretrained/some"):
-        assert Pretraining.named(other) is None
+        assert PretrainingRun.named(other) is None

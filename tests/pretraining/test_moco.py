@@ -21,7 +21,7 @@ def test_a_step_by_loops_and_the_queue_takes_the_keys_after_it() -> None:
         scores = [math.exp(float(query @ other) / 0.2) for other in (key, *queue)]
         costs.append(-math.log(scores[0] / sum(scores)))
     loss, _ = method.training_step(batch, 0)
-    assert float(loss) == pytest.approx(np.mean(costs), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(np.mean(costs), rel=1e-4)
     expected = np.stack([*keys, queue[0]])
     assert method.queue.keys.numpy() == pytest.approx(expected, abs=1e-5)
 

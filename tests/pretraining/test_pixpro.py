@@ -45,5 +45,5 @@ def test_a_step_by_loops() -> None:
             ]
             expected -= 2 * sum(cosines) / max(len(cosines), 1) / 4
     loss, logs = method.training_step(batch, 0)
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
     assert float(logs["near"]) == pytest.approx(sum(counts) / near.numel())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.base import files, tree
-from semiseg.base.paths import Pretraining, Run
+from semiseg.base.paths import PretrainingRun, Run
 from semiseg.training import checkpoint
 from tests import project
 from tests.pretraining import recipes
@@ -45,8 +45,8 @@ def test_both_engines_pretrain_once_and_then_train_the_same_network(tmp_path: Pa
         assert commands.count(PRETRAIN) == commands.count(train) == 1
         assert commands.index(PRETRAIN) < commands.index(train)
     models = [checkpoint.read(place / RUN.artefacts / "model.pt") for place in (one, other)]
-    assert same(models[0]["last"], models[1]["last"])
-    pretraining = Pretraining(NAME)
+    assert same(*models)
+    pretraining = PretrainingRun(NAME)
     made = json.loads((one / pretraining.record).read_text())
     for place, model in zip((one, other), models, strict=True):
         assert model["pretrained_sha256"] == files.file_sha256(place / pretraining.weights)

@@ -7,14 +7,14 @@ from semiseg.base import checks, weights
 BACKBONES = ("resnet18", "resnet50", "resnet101", "efficientnet_lite0")
 
 
-class Encoder:
-    """The fields of a dataclass that describes a backbone; docs/networks.md says what can be named."""
+class ChosenBackbone:
+    """Fields of a dataclass that chooses a backbone; docs/networks.md says what can be named."""
 
     backbone: str  # one of BACKBONES, or "timm:" and timm's name of a model
     weights: str  # imagenet, coco, hub, none, the path of a file, or pretrained/<name>
     output_stride: int  # 8 or 16; of a vision transformer: its patch
 
-    def check_encoder(self) -> None:
+    def check_backbone(self) -> None:
         """Raise ValueError for a backbone, weights or a stride that does not exist."""
         if not self.backbone.startswith(weights.TIMM):
             checks.one_of(self, "backbone", *BACKBONES)
