@@ -47,9 +47,10 @@ new-dataset: .venv/.ready
 	  $(if $(WRITE),--write)
 
 # make plan GRID=camvid: what is done of a grid, and the hours and disk that the rest will take. With MEASURE=1 some
-# steps are trained where no finished run is like it.
+# steps are trained where no finished run is like it; with CARD=24 it says which recipes fit a GPU of 24 GiB.
 plan: .venv/.ready
-	@python pipeline/plan.py $(or $(GRID),$(error Which grid? make plan GRID=camvid)) $(if $(MEASURE),--measure)
+	@python pipeline/plan.py $(or $(GRID),$(error Which grid? make plan GRID=camvid)) $(if $(MEASURE),--measure) \
+	  $(if $(CARD),--card $(CARD))
 
 # make verify, or make verify DATASET="voc camvid": read prepared datasets again, file by file.
 DATASET ?= $(notdir $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json)))

@@ -2,13 +2,15 @@
 
 It counts the runs that are done, names records that do not count and why, and estimates the hours and disk of
 the runs that are left from finished ones. With --measure it trains a few steps of each run that no finished
-one resembles.
+one resembles. With --card it computes, without a GPU, which recipes fit its memory, and which change makes
+the others fit.
 """
 
 import argparse
+import math
 
 from semiseg.base import parameters
-from semiseg.base.errors import one_line_errors
+from semiseg.base.errors import UserError, one_line_errors
 
 
 def main() -> None:
@@ -19,18 +21,28 @@ def main() -> None:
     parser.add_argument(
         "--measure", action="store_true", help="train some steps of what no finished run is like"
     )
+    parser.add_argument(
+        "--card", type=float, metavar="GIB", help="compute which recipes fit a GPU with so much memory"
+    )
     arguments = parser.parse_args()
+    if arguments.card is not None and not 0 < arguments.card < math.inf:
+        raise UserError(f"--card: {arguments.card} is not a positive number of GiB")
+    params = parameters.load()
     # Imported here so that --help and ctrl-C need not wait for pandas.
     from semiseg.report import plan
     from semiseg.report.collect import survey
 
-    results, refused = survey(parameters.load(), arguments.grid)
+    results, refused = survey(params, arguments.grid)
     measured = plan.NOTHING
     if arguments.measure and (lacking := plan.without_estimate(results)):
         from semiseg.report import throughput  # imports torch
 
         measured = throughput.measured(lacking)
     print(plan.terminal(results, refused, measured))
+    if arguments.card is not None:
+        from semiseg.report import memory  # imports torch
+
+        print(f"\n{memory.terminal(params, arguments.grid, arguments.card)}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ def make(place: Path, *arguments: str, **environment: str) -> subprocess.Complet
         (["check-results"], ["pipeline/check_results.py"]),
         (["export-run", "RUN=cmb/camvid-1_8/0"], ["pipeline/export_run.py", "cmb/camvid-1_8/0"]),
         (["plan", "GRID=voc"], ["pipeline/plan.py", "voc"]),
-        (["plan", "GRID=voc", "MEASURE=1"], ["pipeline/plan.py", "voc", "--measure"]),
+        (
+            ["plan", "GRID=voc", "MEASURE=1", "CARD=24"],
+            ["pipeline/plan.py", "voc", "--measure", "--card", "24"],
+        ),
     ],
     ids=" ".join,
 )

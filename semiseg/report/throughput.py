@@ -42,8 +42,8 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     seed_everything(config.run.seed, -1)
     options = contract.configured(config.method, config.options, protocol)
     view = contract.views(config.method, options, protocol.geometry)
-    labelled, unlabelled = _batch(config, view, device)
-    learner = _learner(config, options, device)
+    labelled, unlabelled = random_batch(config, view, device)
+    learner = untrained_learner(config, options, device)
     _make_confident(learner, labelled.images)
     optimiser = new_optimiser(learner, protocol.optimiser)
     poly(optimiser, protocol, last)
@@ -65,7 +65,7 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     )
 
 
-def _batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
+def random_batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
     """Return a step's batch of noise, cropped as the method's images are."""
     protocol = config.protocol
     generator = torch.Generator().manual_seed(config.run.seed)
@@ -88,7 +88,7 @@ def _batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
     return on_device(images, masks, views, device)
 
 
-def _learner(config: RunConfig, options: Config, device: torch.device) -> Method:
+def untrained_learner(config: RunConfig, options: Config, device: torch.device) -> Method:
     """Return a learner with random weights, which need no file, and a split as large as a batch."""
     protocol = config.protocol
     network = dataclasses.replace(protocol.network, weights="none")
