@@ -1,5 +1,7 @@
 """Predictions of a user's own images: the numbers of evaluation, and what is refused before any work."""
 
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Evaluation, RunConfig
 from semiseg.data import prepared, splits
@@ -19,6 +22,7 @@ from semiseg.evaluation.score import OWN_SIZE
 from semiseg.models.network import SegmentationNetwork
 from tests import miniature
 from tests.miniature import CPU
+from tests.project import edit
 from tests.tiny import tiny_network
 
 WINDOWS = replace(OWN_SIZE, long_side=40, window=24, stride=0.5)
@@ -60,6 +64,32 @@ def test_images_of_the_evaluation_list_give_evaluation_s_predictions(
     assert len(images) == 10
     for name in evaluated:
         assert (own / name).read_bytes() == (Path("out") / name).read_bytes()
+
+
+def test_a_recalibrated_run_predicts_with_the_statistics_that_were_scored(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(Path("params.yaml"), "supervised: {}", "supervised: {recalibrated: {evaluation: {recalibrate: 3}}}")
+    run = replace(miniature.run("supervised"), recipe="supervised-recalibrated")
+    config = parameters.load().run(run)
+    miniature.train(config)
+    dataset = prepared.open_dataset(config.dataset_name, config.dataset)
+    evaluate.score_run(config, dataset, splits.read(run.split, run.seed), CPU)
+
+    def script(out: str) -> dict[str, bytes]:
+        """Predict the evaluation list as a person does, and return the masks."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        images = [str(dataset.image_path(each)) for each in dataset.ids("val")]
+        arguments = [run.recipe, run.split, str(run.seed), *images, "--out", out]
+        monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+        runpy.run_path(str(miniature.PIPELINE / "predict.py"), run_name="__main__")
+        return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+    scored = {path.name: path.read_bytes() for path in (run.artefacts / "predictions").iterdir()}
+    assert len(scored) == 2
+    assert script("out") == scored
+    monkeypatch.setattr(trained, "recalibrate", lambda *arguments: None)
+    assert script("as_trained") != scored  # the statistics matter to these images
 
 
 def test_every_output_at_the_image_s_own_size(mini_project: Path) -> None:
