@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Params, RunConfig
+from semiseg.losses import directional_blocks
 from semiseg.methods import contract
 from semiseg.methods.contract import Labelled, Method
 from semiseg.report.throughput import random_batch, untrained_learner
@@ -88,8 +89,9 @@ class _WithoutNumbers(PeakMemory):
         if drawn or read:
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
-        if func is aten.nonzero.default:  # which pixels a mask selects: at most all of them
-            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        if func is aten.nonzero.default:  # DCC's anchors, of which one block takes as much memory as all
+            rows = min(args[0].numel(), directional_blocks.SIDE)
+            return args[0].new_empty((rows, args[0].dim()), dtype=torch.int64)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
