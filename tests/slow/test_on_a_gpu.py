@@ -19,12 +19,14 @@ from semiseg.data import prepared
 from semiseg.data.streams import evaluation_images
 from semiseg.evaluation.score import Scoring
 from semiseg.models.build import build
+from semiseg.pretraining import contract
 from semiseg.report import throughput
-from semiseg.training import checkpoint
+from semiseg.training import checkpoint, pretrain
 from semiseg.training import step as training_step
 from semiseg.training.checkpoint import Checkpoint, Networks
 from tests import miniature, project
 from tests.miniature import CPU
+from tests.pretraining import recipes
 
 GPU = torch.device("cuda")
 STEPS, STOPPED = 20, 10
@@ -118,6 +120,21 @@ def test_a_step_never_waits_for_the_gpu(recipe: str, precision: str, monkeypatch
     assert all(torch.isfinite(value) for logs in taken for value in logs.values())
     assert f"{torch.cuda.get_device_name()} (" in estimate.basis
     assert "MiB)" in estimate.basis
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", recipes.METHODS)
+def test_a_step_of_pretraining_never_waits_for_the_gpu(method: str, precision: str) -> None:
+    optimiser = {**recipes.RECIPE["optimiser"], "name": "lars"}
+    config = recipes.config(method, precision=precision, optimiser=optimiser)
+    learner = pretrain.new_learner(config.recipe, contract.configured(config.recipe), GPU)
+    taken = pretrain.new_optimiser(learner, config.recipe)
+    views = {name: each.to(GPU) for name, each in recipes.views().items()}
+    for step in range(3):
+        training_step.seed_everything(0, step)
+        with nothing_waits():
+            logs = pretrain.take_step(config, learner, learner, taken, views, step)
+        assert all(torch.isfinite(value) for value in logs.values())
 
 
 def test_too_small_a_gpu_is_one_line_and_a_smaller_step_goes_on() -> None:
