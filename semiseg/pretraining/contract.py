@@ -104,7 +104,7 @@ def check_images(recipe: Pretraining, config: Config, images: int, key: str) -> 
     if held > images:
         raise UserError(
             f"{key}: its batch and queue hold {held:,} images at a time, and {recipe.dataset} has {images:,} "
-            "training images, so that an image would be its own negative; lower batch or options: queue"
+            "training images, so that each image would be its own negative; lower batch or options: queue"
         )
 
 
