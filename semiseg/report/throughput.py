@@ -13,7 +13,7 @@ from semiseg.base import provenance
 from semiseg.base.parameters import RunConfig
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.methods import contract
-from semiseg.methods.contract import Config, Method, Task, View
+from semiseg.methods.contract import Config, Logs, Method, Task, View
 from semiseg.report.plan import Estimate
 from semiseg.training.batches import Batch, on_device
 from semiseg.training.device import claimed
@@ -35,25 +35,12 @@ def measured(configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
 def measure(config: RunConfig, device: torch.device) -> Estimate:
     """Train the last step of a run a few times, from random weights: by then every loss takes part."""
     print(f"measuring {config.run.recipe} under {config.protocol_name}", file=sys.stderr)
-    protocol, last = config.protocol, config.protocol.steps - 1
+    protocol = config.protocol
     torch.set_num_threads(protocol.threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seed_everything(config.run.seed, -1)
-    options = contract.configured(config.method, config.options, protocol)
-    view = contract.views(config.method, options, protocol.geometry)
-    labelled, unlabelled = random_batch(config, view, device)
-    learner = untrained_learner(config, options, device)
-    _make_confident(learner, labelled.images)
-    optimiser = new_optimiser(learner, protocol.optimiser)
-    poly(optimiser, protocol, last)
-
-    def step(repetition: int) -> None:
-        seed_everything(repetition, last)
-        take_step(config, learner, learner, optimiser, labelled, unlabelled, last)
-
+    step, learner, images = last_step(config, device)
     seconds = _seconds(step, device)
-    images = protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
     memory = ""
     if device.type == "cuda":
         memory = f" ({torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB)"
@@ -63,6 +50,28 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
         basis=f"{STEPS} steps of random images measured now, {images / seconds:.2f} images/s, "
         f"{provenance.device_name(device)}{memory}; reading not included",
     )
+
+
+def last_step(config: RunConfig, device: torch.device) -> tuple[Callable[[int], Logs], Method, int]:
+    """Return a function that trains a run's last step again, its learner, and a step's number of images.
+
+    The weights and the batch are random; the function takes the seed of the step's own random numbers.
+    """
+    protocol, last = config.protocol, config.protocol.steps - 1
+    seed_everything(config.run.seed, -1)
+    options = contract.configured(config.method, config.options, protocol)
+    view = contract.views(config.method, options, protocol.geometry)
+    labelled, unlabelled = random_batch(config, view, device)
+    learner = untrained_learner(config, options, device)
+    _make_confident(learner, labelled.images)
+    optimiser = new_optimiser(learner, protocol.optimiser)
+    poly(optimiser, protocol, last)
+
+    def step(seed: int) -> Logs:
+        seed_everything(seed, last)
+        return take_step(config, learner, learner, optimiser, labelled, unlabelled, last)
+
+    return step, learner, protocol.labelled_batch + (protocol.unlabelled_batch if view else 0)
 
 
 def random_batch(config: RunConfig, view: View | None, device: torch.device) -> Batch:
@@ -109,7 +118,7 @@ def _make_confident(learner: Method, images: Tensor) -> None:
             parameter.mul_(LEAD / (first - second).median())
 
 
-def _seconds(step: Callable[[int], None], device: torch.device) -> float:
+def _seconds(step: Callable[[int], Logs], device: torch.device) -> float:
     """Return the mean seconds of STEPS steps, after WARM_UP others."""
     for repetition in range(WARM_UP):
         step(repetition)
