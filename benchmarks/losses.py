@@ -96,13 +96,18 @@ def literal_directional_loss(
     anchor_labels: Tensor,
     negatives: Tensor,
     negative_labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    threshold: float = 0.75,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Return the same loss as printed: all N x M scores, and then the masks."""
-    positive = torch.exp((anchors * positives).sum(dim=1) / 0.1)
-    others = torch.exp(anchors @ negatives.T / 0.1)  # (N, M)
+    """The same loss as printed: all N x M scores, and then the masks."""
+    positive = torch.exp((anchors * positives).sum(dim=1) / temperature)
+    others = torch.exp(anchors @ negatives.T / temperature)  # (N, M)
     others = (others * (anchor_labels[:, None] != negative_labels)).sum(dim=1)
-    mask = (anchor_confidence < positive_confidence) & (positive_confidence > 0.75)
-    return -(mask * torch.log(positive / (positive + others))).mean()
+    mask = (anchor_confidence < positive_confidence) & (positive_confidence > threshold)
+    overlap = torch.ones_like(mask) if valid is None else valid
+    return -(mask * overlap * torch.log(positive / (positive + others))).sum() / overlap.sum()
 
 
 FORMS["all pairs"] = literal_directional_loss
