@@ -15,7 +15,7 @@ override PATH := $(shell echo "$$PATH")
 endif
 override export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test slurm-test new-dataset plan verify rehearse check-results export-run
+.PHONY: demo test slurm-test new-dataset plan verify rehearse check-results export-run gpu-check
 .DEFAULT_GOAL := demo
 
 demo: .venv/.ready
@@ -68,6 +68,10 @@ export-run: .venv/.ready
 # make rehearse, or make rehearse TABLE=paper-dcc-voc: the papers' tables in miniature, by both engines.
 rehearse: .venv/.ready
 	python -m tests.rehearsal $(if $(TABLE),--table $(TABLE))
+
+# make gpu-check, or make gpu-check MINUTES=15: all that a GPU can show; the output is in gpu-check/.
+gpu-check: .venv/.ready
+	python -m benchmarks.gpu --minutes $(or $(MINUTES),9) --out gpu-check
 
 .venv/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
