@@ -17,7 +17,7 @@ from typing import Any
 
 from semiseg.base import parameters, paths
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
+from semiseg.base.files import read_json, write_text
 from semiseg.base.parameters import LIBRARY, Params, RunConfig, canonical, look_up, revision
 from semiseg.data import sources
 from semiseg.report import reference
@@ -181,15 +181,23 @@ def ingredients(params: Params) -> Iterator[tuple[Path, str]]:
 
 
 def write_ingredients(params: Params) -> None:
-    """Write the files of data/ingredients/ whose text changed; remove those of stages that are gone."""
+    """Write the files of data/ingredients/ whose text changed; remove those of stages that are gone.
+
+    A file there that is no canonical JSON was not written by this suite, and stays.
+    """
     place = paths.DATA / "ingredients"
     texts = {place / file: text for file, text in ingredients(params)}
     for file, text in texts.items():
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
+        if not file.exists() or file.read_bytes() != text.encode():
             write_text(file, text)  # whole: the other engine may start at the same time
     for file in place.rglob("*.json"):
-        if file not in texts:
+        if file not in texts and _is_ours(file):
             file.unlink(missing_ok=True)
+
+
+def _is_ours(file: Path) -> bool:
+    tree = read_json(file)
+    return isinstance(tree, dict) and file.read_bytes() == _text(tree).encode()
 
 
 def _run(wildcards: Wildcards) -> paths.Run:

@@ -78,6 +78,27 @@ def test_both_engines_read_the_same_text(params: Params) -> None:
     assert one.download(Wildcards(dataset="shapes")) == files[Path("download", "shapes.json")]
 
 
+def test_ingredients_of_stages_that_are_gone_go_and_other_files_stay(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    monkeypatch.chdir(tmp_path)
+    stages.write_ingredients(params)
+    place = tmp_path / "data" / "ingredients"
+    written = sorted(place.rglob("*.json"))
+    others = [place / "notes.json", place / "train" / "cmb" / "mine.json", place / "binary.json"]
+    for path, content in zip(others, [b"[1]\n", b'{"b": 1, "a": 2}\n', b"\xff"], strict=True):
+        path.write_bytes(content)
+    gone = place / "train" / "cmb" / "gone-1_8.json"
+    gone.write_bytes(written[0].read_bytes())
+    written[1].write_bytes(b"\xff")
+    stages.write_ingredients(params)
+    assert not gone.exists()
+    assert sorted(place.rglob("*.json")) == sorted([*written, *others])
+    assert written[1].read_bytes() != b"\xff"
+
+
 def test_the_seed_stands_in_no_ingredients(params: Params) -> None:
     one = Stages(params)
     for stage in (one.train, one.evaluate):

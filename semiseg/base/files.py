@@ -1,10 +1,12 @@
 """Files that are either whole or absent."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -47,6 +49,14 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 with unchanged line feeds, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def read_json(path: Path) -> Any:
+    """Return the contents of a JSON file; None if it is gone or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def file_sha256(path: Path) -> str:

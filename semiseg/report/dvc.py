@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from semiseg.base.files import write_text
+from semiseg.base.files import read_json, write_text
 from semiseg.base.paths import RESULTS
 from semiseg.report import tables
 from semiseg.report.collect import Results
 
 METRICS = RESULTS / "metrics"
 PLOTS = RESULTS / "plots"
+FIGURES = {"miou", "std", "gain", "seeds"}  # of a cell
 DIGITS = 6  # as in the tables' CSV
 
 
 def write_metrics(results: Results) -> Path:
-    """Write results/metrics/<grid>/<split>/<recipe>.json for each cell with runs; remove all others.
+    """Write results/metrics/<grid>/<split>/<recipe>.json for each cell with runs; remove those of others.
 
     A file holds mIoU at the last step (mean and std over labelled sets, in [0, 1]), the mean gain over the
     baseline and the number of runs, as the grid's CSV has them; what is not known is left out. Returns the
@@ -40,9 +41,11 @@ def write_metrics(results: Results) -> Path:
         write_text(path, json.dumps(known, indent=1) + "\n")
         written.add(path)
     for path in set(folder.glob("*/*.json")) - written:
-        path.unlink()
-        if not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        found = read_json(path)
+        if isinstance(found, dict) and found.keys() <= FIGURES:  # else not written by this suite
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
     folder.mkdir(parents=True, exist_ok=True)  # both engines expect it, even without a cell
     return folder
 

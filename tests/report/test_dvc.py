@@ -45,6 +45,19 @@ def test_a_cell_whose_runs_are_gone_has_none(params: Params, finish: Finish) -> 
     assert files(FOLDER) == {}
 
 
+def test_a_file_that_the_suite_did_not_write_stays(params: Params, finish: Finish) -> None:
+    finish("supervised", "small-1_8", 0, 0.4)
+    others = {
+        FOLDER / "small-1_8" / "mine.json": '{"miou": 0.9, "note": "by hand"}',
+        FOLDER / "notes/x.json": "x",
+    }
+    for path, text in others.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    dvc.write_metrics(collect(params, "main"))
+    assert {path: path.read_text() for path in others} == others
+
+
 def test_plots_have_error_bars_and_every_runs_loss(params: Params, finish: Finish) -> None:
     finish("supervised", "small-1_8", 0, 0.4)
     for seed, miou in enumerate([0.5, 0.6]):
