@@ -20,7 +20,7 @@ from semiseg.data import splits
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
-from semiseg.evaluation import trained
+from semiseg.evaluation import histories, trained
 from semiseg.evaluation.metrics import FIGURES, Prediction, confusion_matrix, mean_iou
 from semiseg.evaluation.predict import write_mask
 from semiseg.evaluation.record import Provenance, Record, Scores
@@ -110,11 +110,7 @@ def _figures(counts: Mapping[str, Tensor]) -> dict[str, float | None]:
 
 def condense_history(run: Run) -> None:
     """Write the run's short history beside its record. Raises UserError if the run has no history."""
-    path = run.artefacts / "history.csv"
-    try:
-        history = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({type(error).__name__}); train the run again") from error
+    history = histories.read(run.artefacts / "history.csv", "train the run again")
     write_text(run.history, condensed(history).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 

@@ -30,7 +30,7 @@ def pack(run: Run, path: Path) -> str:
         raise UserError(f"{run.artefacts / 'model.pt'}: trained with {difference} than {run.metrics} names")
     own = [run.artefacts / name for name in ("model.pt", "history.csv", "images.csv")]
     predictions = sorted((run.artefacts / "predictions").rglob("*.png"))
-    missing = [each for each in own if not each.exists()]
+    missing = [each for each in (*own, *predictions) if not each.exists()]  # or a link to nowhere
     if missing or not predictions:
         raise UserError(
             f"{(missing or [run.artefacts / 'predictions'])[0]}: not there; evaluate the run again"

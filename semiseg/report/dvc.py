@@ -11,6 +11,7 @@ import pandas as pd
 
 from semiseg.base.files import read_json, write_text
 from semiseg.base.paths import RESULTS
+from semiseg.evaluation import histories
 from semiseg.report import tables
 from semiseg.report.collect import Results
 
@@ -75,7 +76,7 @@ def miou(results: Results) -> pd.DataFrame:
 def losses(results: Results) -> pd.DataFrame:
     """Return the whole loss by step, a row for each row of the runs' short histories."""
     frames = [
-        pd.read_csv(run.history, usecols=["step", "loss"]).assign(
+        histories.read(run.history, histories.SHORT, "loss").assign(
             recipe=run.recipe, split=run.split, seed=run.seed
         )
         for run in results.records

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from semiseg.base.paths import Run
+from semiseg.evaluation import histories
 from semiseg.report.collect import Results
 from semiseg.report.tables import TextTable
 
@@ -46,7 +47,7 @@ def counted(runs: Sequence[Run], classes: Sequence[str]) -> pd.DataFrame | None:
 
 
 def _of_run(run: Run, classes: Sequence[str]) -> pd.DataFrame | None:
-    history = pd.read_csv(run.history)
+    history = histories.read(run.history, histories.SHORT)
     if f"pixels_{COUNTS[0]}_0" not in history:
         return None
     steps = history["step"].diff().fillna(history["step"])  # a row is a mean over so many steps

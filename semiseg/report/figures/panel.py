@@ -100,10 +100,15 @@ def _gains(run: paths.Run, other: paths.Run) -> "pd.Series[float]":
     """Return each image's mIoU of ``run`` minus that of ``other``; nothing if one has no scores here."""
     if not (_scores(run).exists() and _scores(other).exists()):
         return pd.Series(dtype=float)
-    own, others = (
-        pd.read_csv(_scores(each), index_col="id", dtype={"id": str})["miou"] for each in (run, other)
-    )
+    own, others = _mious(_scores(run)), _mious(_scores(other))
     return (own - others).reindex(own.index).dropna()
+
+
+def _mious(path: Path) -> "pd.Series[float]":
+    try:
+        return pd.read_csv(path, dtype={"id": str, "miou": float}).set_index("id")["miou"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}); evaluate the run again") from error
 
 
 def lacking(results: Results) -> str:

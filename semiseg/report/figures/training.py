@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from semiseg.base.paths import Run
+from semiseg.evaluation import histories
 from semiseg.report.collect import Results
 from semiseg.report.figures import sheet
 from semiseg.report.figures.style import look
@@ -87,12 +88,14 @@ def lacking(results: Results) -> str:
 
 def _over_steps(results: Results, plots: tuple[Plot, ...]) -> Figure | None:
     """Draw a row for each split and a column for each plot; leave out what no history has."""
-    histories = {run: pd.read_csv(run.history) for run in results.records if run.history.exists()}
+    rows = {
+        run: histories.read(run.history, histories.SHORT) for run in results.records if run.history.exists()
+    }
     columns = []
     for plot in plots:
         lines = {
             run: found
-            for run, history in histories.items()
+            for run, history in rows.items()
             if (found := plot.lines(history, results.records[run].headline))
         }
         if lines:
