@@ -72,15 +72,22 @@ class PreparedDataset:
     digest: str  # sha256 of files.txt, and so of ids, images and masks
 
     def ids(self, listed: str) -> tuple[str, ...]:
-        """Return the ids of the list train, val or test. Raises UserError if there is no such list."""
-        path = self.folder / self.layout.list(listed)
-        try:
-            return read_ids(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: this dataset has no such list of images") from None
+        """Return the ids of the list train, val or test.
+
+        Raises UserError if there is no such list, and if it is no longer as it was prepared.
+        """
+        name = self.layout.list(listed)
+        path = self.folder / name
+        if not path.exists():
+            raise UserError(f"{path}: this dataset has no such list of images")
+        if file_sha256(path) != read_files(self.folder).get(name):
+            check_files(self)
+            raise UserError(f"{path}: not the list of ids that was prepared; {remedy(self.name)}")
+        return read_ids(path)
 
     def by_mask(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the training ids with a mask, and those without."""
+        check_files(self)
         ids, files = self.ids("train"), read_files(self.folder)
         masked = {each for each in ids if self.layout.mask(each) in files}
         return tuple(each for each in ids if each in masked), tuple(
@@ -138,10 +145,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
-        raise UserError(
-            f"{path}: not a dataset's manifest as this revision writes it; move {folder} away, then prepare "
-            "the dataset again"
-        )
+        raise UserError(f"{path}: not a dataset's manifest as this revision writes it; {remedy(folder.name)}")
     return manifest
 
 
@@ -161,6 +165,16 @@ def read_files(folder: Path) -> dict[str, str]:
     if any(name.startswith("/") or ".." in name.split("/") for name in files):
         raise UserError(f"{path}: not a list of prepared files; move {folder} away and prepare it again")
     return files
+
+
+def check_files(dataset: PreparedDataset) -> None:
+    """Raise UserError unless the list of prepared files is as it was written."""
+    path = dataset.folder / FILES
+    if not path.is_file() or file_sha256(path) != dataset.digest:
+        raise UserError(
+            f"{path}: not the list of files that was prepared; move {dataset.folder} away, then "
+            f"{remedy(dataset.name)}"
+        )
 
 
 def read_origin(folder: Path) -> dict[str, Any]:

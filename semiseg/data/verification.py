@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from semiseg.base.errors import UserError
 from semiseg.base.files import file_sha256
 from semiseg.base.parallel import mapped
 from semiseg.data import replacing
 from semiseg.data.contents import Pair, content
-from semiseg.data.prepared import FILES, PreparedDataset, read_files
+from semiseg.data.prepared import PreparedDataset, check_files, read_files
 
 
 def changed(dataset: PreparedDataset) -> Iterator[str]:
     """Yield a line for each list, image and mask that is gone, cannot be read, or holds something else."""
-    folder, layout, files = dataset.folder, dataset.layout, read_files(dataset.folder)
-    if not files or file_sha256(folder / FILES) != dataset.digest:
-        yield f"{folder / FILES}: not the list of files that was prepared"
+    try:
+        check_files(dataset)
+    except UserError as error:
+        yield str(error)
         return
+    folder, layout, files = dataset.folder, dataset.layout, read_files(dataset.folder)
     images = [name for name in files if name.startswith(f"{layout.images}/")]
     masks = [layout.mask(name[len(layout.images) + 1 :].removesuffix(Path(name).suffix)) for name in images]
     for name in sorted(files.keys() - {*images, *masks}):

@@ -137,7 +137,8 @@ def test_a_broken_manifest_is_named(project: Path, text: str) -> None:
     Path("data/mine").mkdir(parents=True)
     Path("data/mine/manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(
-        UserError, match=r"data/mine/manifest\.json: not a dataset's manifest .*; move data/mine"
+        UserError,
+        match=r"data/mine/manifest\.json: not a dataset's manifest .* python pipeline/download\.py mine",
     ):
         prepared.open_dataset("mine", DATASET)
 

@@ -3,9 +3,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from semiseg.base import parameters
+from semiseg.base.errors import UserError
 from semiseg.data import prepared, sources, verification
 from tests import miniature
 
@@ -85,6 +87,19 @@ def test_an_edited_list_of_files_is_seen(mini_project: Path) -> None:
     path = Path("data/mini/files.txt")
     path.write_text(path.read_text().replace("train_0000.jpg", "train_9999.jpg"))
     assert [line.partition(":")[0] for line in changed()] == ["data/mini/files.txt"]
+    for content in ("", "[1]\n"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"^data/mini/files\.txt: .* move data/mini away"):
+            prepared.open_dataset("mini", parameters.load().datasets["mini"]).by_mask()
+
+
+@pytest.mark.parametrize("content", [b"train_0000\n", b"", b"\xff\xfe"])
+def test_an_edited_list_of_ids_is_not_used(mini_project: Path, content: bytes) -> None:
+    dataset = prepared.open_dataset("mini", parameters.load().datasets["mini"])
+    (dataset.folder / dataset.layout.list("val")).write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.txt: .* python pipeline/download\.py mini"):
+        dataset.ids("val")
+    assert len(dataset.ids("train")) == 8
 
 
 def test_masks_of_training_images_that_had_none_are_not_missed(mini_project: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from semiseg.base import provenance
+from semiseg.base import locks, provenance
 from semiseg.base.errors import UserError
+from semiseg.base.files import file_sha256
 from semiseg.base.parameters import Network, RunConfig
 from semiseg.data import prepared, splits
 from semiseg.data.streams import evaluation_images
@@ -88,6 +89,21 @@ def test_a_run_is_the_same_with_and_without_kept_images(
     assert plain["config_sha256"] == kept["config_sha256"]
 
 
+def test_a_run_is_written_through_links_to_another_disk(tiny: None, tmp_path: Path) -> None:
+    for name in ("checkpoints", "runs"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        Path(name).symlink_to(tmp_path / "disk" / name)
+    config = miniature.config(steps=3)
+    with locks.held(config.run):
+        assert same_tensors(miniature.train(config)["last"], miniature.train(config)["last"])
+    checkpoint.forget(config.run.checkpoints)
+    kept = [path for path in (tmp_path / "disk").rglob("*") if path.is_file()]
+    assert {path.name for path in kept} >= {"model.pt", "history.csv"}
+    assert not any("checkpoints" in path.parts and "locks" not in path.parts for path in kept)
+    assert Path("checkpoints").is_symlink()
+    assert Path("runs").is_symlink()
+
+
 @pytest.mark.parametrize("recipe", ["cmb", "cps", "fixmatch", "mean_teacher", "u2pl"])
 def test_judged_pseudo_labels_are_counted_and_change_nothing(tiny: None, recipe: str) -> None:
     plain = miniature.train(miniature.config(recipe))
@@ -114,6 +130,7 @@ def test_images_without_masks_are_not_judged(tiny: None) -> None:
     kept = [line for line in listed.read_text().splitlines(keepends=True) if bare not in line]
     assert len(kept) == len(names) - 1
     listed.write_text("".join(kept))
+    dataset = dataclasses.replace(dataset, digest=file_sha256(listed))
     with pytest.raises(UserError, match=f"{split.unlabelled[0]}.*judge_pseudo_labels"):
         loop.train(config, dataset, split, CPU, Scoring.of(config, CPU))
 
