@@ -191,6 +191,7 @@ def test_same_records_same_pages(written: Params) -> None:
 def test_without_a_single_run_every_table_is_there_and_says_what_is_missing(params: Params) -> None:
     assert page.write(params) == []
     assert "Nothing was run yet" in Reader(INDEX).source
+    assert "<details open>" in Reader(INDEX).source
     for path, rows, runs in ((MAIN, 3 * 4, "18 runs: "), (ABLATION, 4 * 2, "8 runs: ")):
         read = Reader(path)
         assert read.open == []
@@ -206,6 +207,8 @@ def test_tables_with_runs_stand_before_the_others(params: Params, finish: Finish
     page.write(params)
     links = [address for address in Reader(INDEX).addresses if re.fullmatch(r"report/\w+\.html", address)]
     assert links == ["report/ablation.html", "report/main.html"]
+    assert Reader(INDEX).texts("summary") == ["Without a run: 1"]
+    assert "<details open>" not in Reader(INDEX).source
 
 
 def test_a_stale_grid_is_named_and_does_not_hide_the_others(params: Params, finish: Finish) -> None:
