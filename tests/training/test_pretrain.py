@@ -18,8 +18,11 @@ from semiseg.data import prepared
 from semiseg.evaluation.probe import Probe
 from semiseg.models import weights
 from semiseg.models.build import build
-from semiseg.training import pretrain
+from semiseg.pretraining import simclr
+from semiseg.pretraining.contract import Logs, Views
+from semiseg.training import checkpoint, pretrain
 from semiseg.training.checkpoint import Checkpoint
+from semiseg.training.divergence import Diverged
 from semiseg.training.lars import LARS
 from tests import miniature
 from tests.miniature import CPU
@@ -145,6 +148,26 @@ def test_too_few_images_are_refused_before_any_step(tiny: None) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: pretraining: moco: .* 13 images .* 8 "):
         fit(config)
     assert not config.run.artefacts.exists()
+
+
+def test_a_step_that_is_not_finite_keeps_its_views_and_is_not_taken_again(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real = recipes.config("simclr"), simclr.Method.training_step
+
+    def spoiled(self: simclr.Method, views: Views, step: int) -> tuple[torch.Tensor, Logs]:
+        loss, logs = real(self, views, step)
+        return loss * (math.nan if step == 2 else 1), logs
+
+    monkeypatch.setattr(simclr.Method, "training_step", spoiled)
+    kept = config.run.checkpoints / "nan-step-2.pt"
+    for _ in range(2):  # the second start does not come so far
+        with pytest.raises(Diverged, match=rf"'?loss'?.*{kept}|at step 2 before; .*{kept}") as raised:
+            fit(config)
+        assert raised.value.step == 2
+    inputs = checkpoint.read(kept)
+    assert inputs["image1"].shape == inputs["image2"].shape == (4, 3, 32, 32)
+    assert not config.run.weights.exists()
 
 
 def groups(values: list[float], gradient: list[float]) -> list[dict[str, Any]]:
