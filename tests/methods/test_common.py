@@ -15,6 +15,7 @@ from semiseg.data.augment import Pixels
 from semiseg.losses import cross_entropy, hard_cross_entropy
 from semiseg.methods import common
 from semiseg.methods.common import Colours, CutMix, HardExamples
+from tests.methods.waits import Waits
 from tests.tiny import tiny_network
 
 SIDE = 64
@@ -41,6 +42,13 @@ def farthest(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 # --- pseudo-labels --------------------------------------------------------------------------------------
+
+
+def test_counting_pseudo_labels_never_waits_for_the_device() -> None:
+    truth = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with Waits() as waits:
+        common.judged(truth, truth.long(), torch.ones(2, 4, 4), 3)
+    assert not waits.found
 
 
 def test_pseudo_labels_are_counted_by_true_class() -> None:
