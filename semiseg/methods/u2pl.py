@@ -68,6 +68,7 @@ class Config(contract.Config):
     # or none, width uniform between half and whole (u2pl/dataset/augmentation.py 471-485; train_semi.py 327).
     cutmix: CutMix = field(default_factory=lambda: CutMix(area=(0.5, 0.5), aspect=None))
     # contrast
+    # The paper has M = 50 and N = 256; asked about it, the authors call their configuration right (issue 31).
     anchors: int = 50  # M of a class. Released: 256 (configuration)
     negatives: int = 256  # N of an anchor. Released: 50 (configuration)
     temperature: float = 0.5  # τ (configuration, as the three below)
