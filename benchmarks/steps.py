@@ -42,11 +42,14 @@ def configured(recipe: str, form: str, tiny: bool) -> RunConfig:
     """Return the run of ``recipe`` on VOC in a form's precision."""
     config = parameters.load().run(Run(recipe, SPLIT, 0))
     precision = "fp32" if form in ("plain", "fp32") else "bf16"
-    protocol = dataclasses.replace(config.protocol, precision=precision, compile=form == "compiled")
+    network = dataclasses.replace(config.protocol.network, weights="none")
+    protocol = dataclasses.replace(
+        config.protocol, network=network, precision=precision, compile=form == "compiled"
+    )
     if tiny:
         protocol = dataclasses.replace(
             protocol,
-            network=dataclasses.replace(protocol.network, backbone="resnet18", decoder_channels=16),
+            network=dataclasses.replace(network, backbone="resnet18", decoder_channels=16),
             geometry=dataclasses.replace(protocol.geometry, base_size=96, crop=64),
             labelled_batch=2,
             unlabelled_batch=2,
