@@ -59,6 +59,9 @@ def test_both_engines_issue_the_commands_of_all_grids_and_each_once(copied: Path
     runs = {run for grid in PARAMS.grids.values() for run in grid.runs()}
     assert sum(len(grid.runs()) for grid in PARAMS.grids.values()) > len(runs)
     assert [each for each in planned if each.startswith(TRAIN)] == commands(TRAIN, list(runs))
+    pretrain = "python pipeline/resume.py pipeline/pretrain.py"
+    expected = sorted(f"{pretrain} {name}" for name in PARAMS.pretraining)
+    assert [each for each in planned if each.startswith(pretrain)] == expected
 
 
 def test_a_report_reads_the_records_of_its_rows(repo: Repo) -> None:
