@@ -31,7 +31,7 @@ class PretrainingOptimiser:
 class Pretraining(ChosenBackbone):
     """Self-supervised training of a backbone on a dataset's training list, without masks.
 
-    The masks of the val list, and of as many training images, serve the probe alone.
+    Only the probe reads masks: those of the val list and of a few training images.
     """
 
     method: str  # a file of semiseg/pretraining/

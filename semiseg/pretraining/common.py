@@ -24,9 +24,9 @@ def coloured(views: Views, config: Config) -> tuple[Tensor, Tensor]:
 def head(
     channels: int, hidden: int, dim: int, *, norm: bool = True, last_norm: bool = False
 ) -> nn.Sequential:
-    """Return convolution - batch norm - ReLU - convolution - batch norm, all of single pixels.
+    """Return a head of 1x1 convolutions: maps (B, channels, h, w) -> (B, dim, h, w), ``hidden`` in between.
 
-    It takes maps (B, channels, h, w) and returns (B, dim, h, w); the batch norms are there if asked for.
+    ``norm`` puts batch norm before the ReLU, ``last_norm`` at the end.
     """
     first, last = nn.Conv2d(channels, hidden, 1, bias=not norm), nn.Conv2d(hidden, dim, 1, bias=not last_norm)
     layers = [first, *([nn.BatchNorm2d(hidden)] if norm else []), nn.ReLU(), last]
