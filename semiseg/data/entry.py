@@ -53,6 +53,7 @@ def free_name(params: Params, folder: str) -> str:
 def entry(name: str, found: Inspection) -> Entry:
     """Return the lines that make ``name`` a dataset with a grid for a laptop and one for a GPU."""
     ratios = [*map(str, shares(found.masks.get("train", 0))), FULL]
+    quarter = "1/4" if "1/4" in ratios else ratios[0]
     small, large = geometry(found, 240, 128), geometry(found, 2048, 512 if found.long_side >= 1000 else 320)
     given = {name: value for name, value in vars(found.options).items() if value != DEFAULTS.get(name)}
     options = ", ".join(f"{option}: {_scalar(str(value))}" for option, value in given.items())
@@ -63,7 +64,7 @@ def entry(name: str, found: Inspection) -> Entry:
 {name}{SMALL}:
   title: "{name}, small"
   protocol: {protocol}
-  shares: [{ratios[0]}]
+  shares: [{quarter}]
   recipes: [supervised, fixmatch]
   seeds: [0]
 {name}:

@@ -1,8 +1,10 @@
 """The entry of a new dataset: it loads, it works, and nothing else in params.yaml changes."""
 
+import math
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,18 @@ def test_a_folder_with_a_problem_is_not_written(
     assert new_dataset(monkeypatch, "mine", "--write") == 1
     assert "problem: mine/masks/a.png" in capsys.readouterr().out
     assert Path("params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("masks", "ratios"), [(16, []), (17, ["1/4"]), (40, ["1/8", "1/4"]), (400, ["1/16", "1/8", "1/4"])]
+)
+def test_a_laptop_trains_on_a_quarter_where_that_is_enough(masks: int, ratios: list[str]) -> None:
+    trained = masks - math.ceil(masks * inspection.VALIDATION)
+    assert [str(each) for each in entry.shares(trained)] == [*ratios, "1/2"]
+    found = replace(inspection.inspect("mine"), masks={"train": trained, "val": masks - trained})
+    grids = yaml.safe_load(entry.entry("mine", found)["grids"])
+    assert grids["mine-small"]["shares"] == ["1/4" if ratios else "1/2"]
+    assert grids["mine"]["shares"] == [*ratios, "1/2", "full"]
 
 
 def test_options_that_are_not_the_source_s_own_are_written(project: Path) -> None:
