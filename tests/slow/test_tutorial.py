@@ -1,4 +1,7 @@
-"""docs/tutorial.md as a newcomer follows it: every command on the page, in its order, on tiny images."""
+"""docs/tutorial.md as a newcomer follows it: every command on the page, in its order, on tiny images.
+
+The run is cut to one recipe and two steps once it stands in params.yaml.
+"""
 
 import re
 import subprocess
@@ -13,6 +16,11 @@ from tests.project import ROOT
 
 IMAGES = 20
 SIDE = 32
+SHORTER = {  # lines of params.yaml that cost time
+    "steps: 200": "steps: 2",
+    "validate_every: 100": "validate_every: 2",
+    "recipes: [supervised, fixmatch]": "recipes: [fixmatch]",
+}
 
 
 def photographs(folder: Path) -> None:
@@ -64,15 +72,13 @@ def test_every_command_of_the_tutorial(tmp_path: Path) -> None:
         said.append(done.stdout)
         written = (place / "params.yaml").read_text()
         assert (written == before) == (len(said) == 1)
-        short = written.replace("steps: 200\n", "steps: 2\n").replace(
-            "validate_every: 100\n", "validate_every: 2\n"
-        )
-        (place / "params.yaml").write_text(short)
+        for long, short in SHORTER.items():
+            written = written.replace(f"{long}\n", f"{short}\n")
+        (place / "params.yaml").write_text(written)
     look, _, table, _, plan = said
     assert "21 images" in look
     assert "1 images have no mask" in look
-    for recipe in ("supervised", "fixmatch"):
-        assert re.search(rf"^\| {recipe} ", table, re.MULTILINE)
+    assert re.search(r"^\| fixmatch +\| +\d", table, re.MULTILINE)
     assert (place / "results/report.html").is_file()
     assert len(list((place / "predictions").glob("*.png"))) == IMAGES + 2  # the unlabelled one, the legend
     assert len(list((place / "predictions").glob("*.overlay.jpg"))) == IMAGES + 1
