@@ -118,7 +118,7 @@ def closure(file: Path) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["download", "split", "tables", "report", "dvc_stages"])
+@pytest.mark.parametrize("stage", ["new_dataset", "download", "split", "tables", "report", "dvc_stages"])
 def test_a_stage_without_a_network_does_not_wait_for_torch(stage: str) -> None:
     files = closure(Path("pipeline", f"{stage}.py"))
     assert len(files) > 3
