@@ -26,7 +26,7 @@ def test_every_option_of_a_profile_is_one_of_snakemake_s_or_the_executor_s(profi
     options = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
     assert options.keys() <= known
     for by_rule in ("set-resources", "set-threads"):
-        assert options.get(by_rule, {}).keys() <= {"train", "evaluate"}
+        assert options.get(by_rule, {}).keys() <= {"pretrain", "train", "evaluate"}
 
 
 def test_a_dry_run_through_kubernetes_plans_what_one_here_does(tmp_path: Path) -> None:
