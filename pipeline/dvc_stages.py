@@ -189,9 +189,18 @@ def report(params: Params, name: str, folder: str) -> str:
     """Return a grid's last stage; ``folder`` is the way to the project's folder."""
     grid = params.grids[name]
     desc = quoted(f"{one_line(grid.title)}: table and figures")
-    folders = dict.fromkeys(run.metrics.parents[1].as_posix() for run in grid.runs())
-    deps = wrapped([f"data/ingredients/report/{name}.json", *folders])
+    deps = wrapped([f"data/ingredients/report/{name}.json", *record_folders(params, grid)])
     return REPORT.format(grid=name, desc=desc, folder=folder, deps=deps)
+
+
+def record_folders(params: Params, grid: Grid) -> list[str]:
+    """Return the folders that hold the records of a grid's runs, and no other grid's runs of more seeds."""
+    elsewhere = {run for other in params.grids.values() for run in other.runs()} - set(grid.runs())
+    shared = {run.metrics.parents[1] for run in elsewhere}
+    folders = dict.fromkeys(
+        run.metrics.parents[run.metrics.parents[1] not in shared].as_posix() for run in grid.runs()
+    )
+    return list(folders)
 
 
 def quoted(text: str) -> str:
