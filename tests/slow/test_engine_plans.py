@@ -19,6 +19,7 @@ from tests.slow.engines import (
     commands,
     planned_by_dvc,
     planned_by_snakemake,
+    small_demo,
 )
 
 
@@ -112,8 +113,8 @@ def test_a_wrong_params_yaml_is_refused_before_anything_runs(
 
 
 def test_both_engines_refuse_a_wrong_option_in_one_line(tmp_path: Path) -> None:
-    place = project.copy(tmp_path)
-    edit(place / "params.yaml", "cmb: {ramp_up_steps: 30, ", "cmb: {gamma: 1, ramp_up_steps: 30, ")
+    place = small_demo(tmp_path, ["cmb"])
+    edit(place / "params.yaml", "memory_lead_steps: 1", "gamma: 1")
     for engine in (["snakemake", "demo", "--cores", "2"], ["dvc", "repro", "demo"]):
         done = project.run(place, *engine)
         assert done.returncode != 0
