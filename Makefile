@@ -74,8 +74,8 @@ gpu-check: .venv/.ready
 	python -m benchmarks.gpu --minutes $(or $(MINUTES),9) --out gpu-check
 
 .venv/.ready: constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not: make PYTHON=python3.12 (or where yours lies)" >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { \
+	  echo "Python 3.11.4 or newer is needed, and $(PYTHON) is not: make PYTHON=python3.12 (or where yours lies)" >&2; \
 	  exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
