@@ -94,6 +94,7 @@ def _run(place: Path, command: list[str], output: Path, file_size: int | None, t
     os.dup2(number, 2)
     os.environ |= {"CUDA_VISIBLE_DEVICES": ""}
     if file_size is not None:
+        sys.dont_write_bytecode = True  # Python would leave compiled modules that are cut off
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if tiny:
         training_step.build = trained.build = lambda network, num_classes: tiny_network(num_classes)
