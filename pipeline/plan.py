@@ -27,11 +27,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.card is not None and not 0 < arguments.card < math.inf:
         raise UserError(f"--card: {arguments.card} is not a positive number of GiB")
-    params = parameters.load()
-    # Imported here so that --help and ctrl-C need not wait for pandas.
+    # Imported here so that --help and ctrl-C need not wait for numpy.
     from semiseg.report import plan
     from semiseg.report.collect import survey
 
+    params = parameters.load()
     results, refused = survey(params, arguments.grid)
     measured = plan.NOTHING
     if arguments.measure and (lacking := plan.without_estimate(results)):
