@@ -62,8 +62,8 @@ class Config(contract.Config):
     # Share of the channels dropped from the low and from the high map, the others scaled up
     # (model/semseg/deeplabv3plus.py 45-46).
     feature_dropout: float = 0.5
-    # Of the two strong views of half of the images, each loses the channels that the other keeps, the same
-    # ones from every map (UniMatch V2, model/semseg/dpt.py).
+    # Whether, in half of the images, each of the two strong views drops the channels that the other keeps,
+    # the same ones from every map (UniMatch V2, model/semseg/dpt.py).
     complementary_dropout: bool = False
     # The network that labels: the student in training mode (train), in evaluation mode (eval), or a moving
     # average in evaluation mode (teacher). Released: an image's own labels are train's (unimatch.py 151-159),

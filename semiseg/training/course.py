@@ -79,7 +79,7 @@ class Course(Generic[Batch]):
         history = History(
             self.run.artefacts, str(self.run), resumed_at, pace.steps, state.history, state.unwritten
         )
-        # Of the code that is loaded; the working folder may change meanwhile.
+        # The revision is read now: the working folder may change while the loaded code trains.
         revision = provenance.revision()
 
         def save() -> None:

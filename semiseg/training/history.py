@@ -101,7 +101,7 @@ class History:
         self.read()
         if not self.unwritten:
             return
-        # Those of every step, as the protocol may have pseudo-labels judged from this sitting on.
+        # A row has the logs that all its steps have: judge_pseudo_labels may have changed between sittings.
         names = [name for name in self.unwritten[0] if all(name in each for each in self.unwritten)]
         values = torch.tensor(
             [[each[name] for name in names] for each in self.unwritten], dtype=torch.float64

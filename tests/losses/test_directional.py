@@ -219,7 +219,7 @@ def test_rows_that_no_mask_keeps_are_never_scored(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_of_the_scores_is_kept_for_the_backward_pass() -> None:
-    """Beside the inputs a graph keeps two numbers a row."""
+    """A graph keeps its inputs and two numbers a row."""
     rows = as_type(example(n=300, m=700, dim=4), torch.float32)
     inputs = {each.data_ptr() for each in rows.values()}
     kept: list[Tensor] = []

@@ -133,7 +133,7 @@ def test_on_a_gpu_nothing_is_waited_for(
     rows = as_type(example(n=150, m=400, dim=130), dtype)
     device = on_a_gpu_without_values(rows, temperature=temperature, **options)
     assert device.elements == 150 * 130  # the gradients: no N × M
-    # By 64 rows and 128 dimensions, however many rows are selected.
+    # A program takes 64 rows and 128 dimensions, however many rows are selected.
     assert [grid for grid, _ in launches.made] == [(3,), (3, 2)]
     for extra, (_, arguments) in enumerate(launches.made):
         assert sum(isinstance(each, Tensor) for each in arguments) == 6 + extra + options["negative_sampling"]

@@ -28,7 +28,7 @@ from semiseg.data.splits import check_ids, draw, read_ids
 REVISION = 2  # raise it when a change prepares other files from the same folder
 LISTS = ("train", "val", "test")
 SUFFIXES = {".jpg": ".jpg", ".jpeg": ".jpg", ".png": ".png"}  # of images, and the suffixes of their copies
-# Of masks: only PNG is accepted, but another kind must be refused rather than overlooked.
+# A mask must be PNG, but another kind of file is refused rather than overlooked.
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
