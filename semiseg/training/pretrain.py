@@ -34,7 +34,7 @@ from semiseg.training.checkpoint import Checkpoint, Identity
 from semiseg.training.course import Course, Figures, Validation, score
 from semiseg.training.lars import LARS
 from semiseg.training.sitting import Sitting
-from semiseg.training.step import seed_everything
+from semiseg.training.step import gradient_norm, seed_everything
 
 REVISION = 1  # raise it when a change here or in course.py alters what every pretraining gives
 
@@ -157,7 +157,7 @@ def take_step(
         with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss, logs = model(views, step)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(learner.parameters(), math.inf)  # clips nothing
+        norm = gradient_norm(learner)
         optimiser.step()
         learner.after_step(step)
     return {"loss": loss.detach(), **logs, "gradient_norm": norm}

@@ -1,13 +1,12 @@
 """One training step, and all that takes it: the method, the optimiser and its schedule."""
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -52,9 +51,11 @@ def new_optimiser(learner: Method, optimiser: Optimiser) -> Optimizer:
     groups: list[dict[str, Any]] = [
         {**group, "initial_lr": group["lr"]} for group in learner.parameter_groups(rates)
     ]
+    decay = optimiser.weight_decay
+    fused = next(learner.parameters()).is_cuda or None  # one kernel for many parameters; None: torch decides
     if optimiser.name == "sgd":
-        return SGD(groups, momentum=optimiser.momentum, weight_decay=optimiser.weight_decay)
-    return AdamW(groups, betas=(optimiser.momentum, 0.999), weight_decay=optimiser.weight_decay)
+        return SGD(groups, momentum=optimiser.momentum, weight_decay=decay, fused=fused)
+    return AdamW(groups, betas=(optimiser.momentum, 0.999), weight_decay=decay, fused=fused)
 
 
 def poly(optimiser: Optimizer, protocol: Protocol, step: int) -> LambdaLR:
@@ -99,10 +100,19 @@ def take_step(
                 loss, logs = model(*_part(labelled, unlabelled, part, protocol.accumulate), step)
             (loss / protocol.accumulate).backward()
             logged.append({"loss": loss.detach(), **logs})
-        norm = nn.utils.clip_grad_norm_(learner.parameters(), protocol.optimiser.clip_norm or math.inf)
+        norm = gradient_norm(learner)
+        if protocol.optimiser.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(learner.parameters(), protocol.optimiser.clip_norm, norm)
         optimiser.step()
         learner.after_step(step)
     return {**_means(logged), "gradient_norm": norm}
+
+
+def gradient_norm(learner: nn.Module) -> Tensor:
+    """Return the norm of the gradient of all parameters, a scalar."""
+    return nn.utils.get_total_norm(
+        [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+    )
 
 
 def _means(logged: Sequence[Logs]) -> Logs:
