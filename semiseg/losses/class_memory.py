@@ -1,12 +1,14 @@
 """The contrast of pixels with a class-wise memory."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from semiseg.base.distributed import summed
 
-CHUNK = 4096  # rows that are in double precision at a time
+CHUNK = 2**24  # numbers of the rows that are in double precision at a time: 128 MiB
 
 
 def class_memory_loss(
@@ -42,23 +44,22 @@ def class_memory_loss(
 def _class_centres(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return Σ s x̂ / Σ s of each class's rows, (num_classes, D), and their number, both float64.
 
-    Chunks are computed again in the backward pass, so that no second copy of the rows is held.
+    Rows of more than CHUNK numbers are taken in chunks, which are computed again in the backward pass, so
+    that no second copy of all of them is held.
     """
-    sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
-    total, count = sums.new_zeros(num_classes), sums.new_zeros(num_classes)
-    for chunk in zip(*(each.split(CHUNK) for each in (rows, labels, scores)), strict=True):
-        parts = checkpoint(_segment_sums, *chunk, num_classes, use_reentrant=False, preserve_rng_state=False)
-        sums, total, count = sums + parts[0], total + parts[1], count + parts[2]
-    sums, total, count = summed(torch.cat((sums, total[:, None], count[:, None]), dim=1)).split(
-        (rows.shape[1], 1, 1), dim=1
-    )
-    return sums / torch.where(total > 0, total, 1), count[:, 0]
+    side = (rows, labels, scores)
+    if rows.numel() <= CHUNK:
+        sums = _segment_sums(*side, num_classes)
+    else:
+        chunks = zip(*(each.split(CHUNK // rows.shape[1]) for each in side), strict=True)
+        again = partial(checkpoint, _segment_sums, use_reentrant=False, preserve_rng_state=False)
+        sums = torch.stack([again(*chunk, num_classes) for chunk in chunks]).sum(dim=0)
+    features, total, count = summed(sums).split((rows.shape[1], 1, 1), dim=1)
+    return features / torch.where(total > 0, total, 1), count[:, 0]
 
 
-def _segment_sums(
-    rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ s x̂, Σ s and the number of each class's rows.
+def _segment_sums(rows: Tensor, labels: Tensor, scores: Tensor, num_classes: int) -> Tensor:
+    """Return Σ s x̂, Σ s and the number of each class's rows: (num_classes, D + 2).
 
     Sums are float64: one minus a cosine loses digits where the features agree, and TF32 and autocast would
     cost more of them.
@@ -68,4 +69,5 @@ def _segment_sums(
     member = classes[:, None] == labels[None, :]  # (num_classes, N)
     mass = torch.where(member, scores, 0)
     norms = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
-    return (mass / norms) @ rows, mass.sum(dim=1), member.sum(dim=1).double()
+    count = member.sum(dim=1, keepdim=True).double()
+    return torch.cat(((mass / norms) @ rows, mass.sum(dim=1, keepdim=True), count), dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiseg.losses import class_memory_loss
+from semiseg.losses import class_memory, class_memory_loss
 
 CLASSES, DIM = 5, 6
 
@@ -190,3 +190,14 @@ def test_no_matrix_of_all_pairs_is_made() -> None:
         loss.backward()
     assert math.isfinite(loss.item())
     assert largest.elements <= (n + m) * max(DIM, CLASSES)
+
+
+def test_chunks_change_neither_the_loss_nor_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for numbers in (class_memory.CHUNK, 4 * DIM + 1):  # all rows at once; four at a time
+        monkeypatch.setattr(class_memory, "CHUNK", numbers)
+        inputs = in_double(example(3))
+        loss = class_memory_loss(**inputs, num_classes=CLASSES)
+        loss.backward()
+        results.append([loss, *(inputs[name].grad for name in inputs if "labels" not in name)])
+    assert all(close(one, other, 1e-12) for one, other in zip(*results, strict=True))
