@@ -34,7 +34,6 @@ FULL = "full"  # the share of all images
 WITHOUT_EFFECT = frozenset(
     {
         "checkpoint_activations",
-        "checkpoint_every",
         "checkpoint_minutes",
         "gpus",
         "image_cache_mib",
@@ -199,8 +198,7 @@ class Protocol:
     precision: str  # fp32, or bf16 (autocast)
     compile: bool
     validate_every: int  # steps
-    checkpoint_every: int  # steps
-    checkpoint_minutes: float  # and whenever the last checkpoint is this old
+    checkpoint_minutes: float  # between two checkpoints; 0: one after every step
     log_every: int  # steps
     judge_pseudo_labels: bool  # log them against the masks of unlabelled images, which nothing else reads
     workers: int  # processes that read images, for each of the two streams
@@ -211,11 +209,10 @@ class Protocol:
     def __post_init__(self) -> None:
         checks.within(self, 2, MOST, "labelled_batch", "unlabelled_batch")  # batch norm needs two
         checks.within(self, 1, MOST, "accumulate", "threads")
-        checks.at_least(self, 1, "steps", "validate_every", "checkpoint_every", "log_every")
+        checks.at_least(self, 1, "steps", "validate_every", "log_every")
         checks.within(self, 0, MOST, "workers")
-        checks.at_least(self, 0, "image_cache_mib")
+        checks.at_least(self, 0, "checkpoint_minutes", "image_cache_mib")
         checks.one_of(self, "precision", "fp32", "bf16")
-        checks.positive(self, "checkpoint_minutes")
         for name in ("labelled_batch", "unlabelled_batch"):
             images, rest = divmod(getattr(self, name), self.accumulate)
             if rest or images < 2:

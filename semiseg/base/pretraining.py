@@ -48,8 +48,7 @@ class Pretraining(ChosenBackbone):
     seed: int
     precision: str  # fp32, or bf16 (autocast)
     validate_every: int  # steps between two probes
-    checkpoint_every: int  # steps
-    checkpoint_minutes: float  # and whenever the last checkpoint is this old
+    checkpoint_minutes: float  # between two checkpoints; 0: one after every step
     log_every: int  # steps
     workers: int  # processes that read images
     threads: int  # CPU threads of one process; sums depend on it
@@ -65,12 +64,12 @@ class Pretraining(ChosenBackbone):
         checks.within(self, 1, checks.MOST, "crop", "threads", "gpus")
         checks.within(self, 2, checks.MOST, "batch")  # batch norm needs two
         checks.within(self, 0, 1, "area")
-        checks.positive(self, "area", "checkpoint_minutes")
+        checks.positive(self, "area")
         checks.ascending(self, "area")
-        checks.at_least(self, 1, "steps", "validate_every", "checkpoint_every", "log_every")
+        checks.at_least(self, 1, "steps", "validate_every", "log_every")
         checks.within(self, 0, checks.SEEDS - 1, "seed")
         checks.within(self, 0, checks.MOST, "workers")
-        checks.at_least(self, 0, "image_cache_mib")
+        checks.at_least(self, 0, "checkpoint_minutes", "image_cache_mib")
         checks.one_of(self, "precision", "fp32", "bf16")
         if self.crop % self.output_stride:
             raise ValueError(

@@ -33,8 +33,6 @@ class Pace(Protocol):
     @property
     def validate_every(self) -> int: ...
     @property
-    def checkpoint_every(self) -> int: ...
-    @property
     def checkpoint_minutes(self) -> float: ...
     @property
     def log_every(self) -> int: ...
@@ -125,9 +123,8 @@ class Course(Generic[Batch]):
 
     def _is_save_due(self, sitting: Sitting) -> bool:
         """Return whether to save now; saving changes no number."""
-        step, pace = self.state.step, self.pace
-        late = distributed.agreed(sitting.minutes_since_save() >= pace.checkpoint_minutes)
-        return late or step % pace.checkpoint_every == 0 or step == pace.steps
+        late = sitting.minutes_since_save() >= self.pace.checkpoint_minutes
+        return distributed.agreed(late) or self.state.step == self.pace.steps
 
 
 def score(

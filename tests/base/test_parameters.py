@@ -310,7 +310,7 @@ def test_a_protocol_starts_from_other_weights_and_has_a_name_of_its_own(tmp_path
         ("protocols.short.log_every", 0, "protocols: short: log_every: "),
         ("protocols.short.workers", -1, "protocols: short: workers: "),
         ("protocols.short.image_cache_mib", -1, "protocols: short: image_cache_mib: "),
-        ("protocols.short.checkpoint_minutes", 0, "protocols: short: checkpoint_minutes: "),
+        ("protocols.short.checkpoint_minutes", -1, "protocols: short: checkpoint_minutes: "),
         ("protocols.short.precision", "fp16", "protocols: short: precision: "),
         ("protocols.short.compile", "yes", "protocols: short: compile: "),
         ("protocols.short.dataset", "kitti", "protocols: short: dataset: "),

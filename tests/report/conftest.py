@@ -51,7 +51,6 @@ protocols:
     precision: fp32
     compile: false
     validate_every: 500
-    checkpoint_every: 500
     checkpoint_minutes: 15
     log_every: 50
     judge_pseudo_labels: false

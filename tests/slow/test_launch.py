@@ -97,7 +97,7 @@ def test_if_one_process_cannot_go_on_all_save_and_its_own_line_is_heard(mini_pro
         ("    seeds:", "    gpus: 2\n    seeds:"),
         ("steps: 6", "steps: 30"),
         ("validate_every: 3", "validate_every: 15"),
-        ("checkpoint_every: 2", f"checkpoint_every: {LONG}"),
+        ("checkpoint_minutes: 0", "checkpoint_minutes: 60"),
         ("workers: 0", "workers: 1"),
     ):
         project.edit(Path("params.yaml"), old, new)
