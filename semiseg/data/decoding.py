@@ -48,6 +48,18 @@ def decode_image(path: Path) -> Raster:
         raise UserError(f"{path}: unreadable image ({_reason(error)})") from None
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the (width, height) that an image's header states, before any EXIF orientation.
+
+    Raises UserError naming a file whose header cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.size
+    except BROKEN as error:
+        raise UserError(f"{path}: unreadable image ({_reason(error)})") from None
+
+
 def decode_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Raster:
     """Decode a mask to class ids (H, W) uint8, exactly as a palette or greyscale PNG stores them.
 

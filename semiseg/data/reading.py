@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from semiseg.base.errors import UserError
-from semiseg.data.decoding import decode_image, decode_mask
+from semiseg.data.decoding import decode_image, decode_mask, image_size
 from semiseg.data.prepared import with_remedy
 
 
@@ -17,6 +17,17 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         return torch.from_numpy(decode_image(path)).permute(2, 0, 1)
+    except UserError as error:
+        raise with_remedy(error, path) from None
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return the (width, height) of a prepared image without decoding it.
+
+    Raises UserError naming a file whose header cannot be read.
+    """
+    try:
+        return image_size(path)
     except UserError as error:
         raise with_remedy(error, path) from None
 

@@ -6,7 +6,7 @@ Place p of a stream holds image p mod n of a permutation drawn from (seed, epoch
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from semiseg.base.processes import end_with_parent
 from semiseg.data.cache import FORK, SharedCache
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.data.prepared import PreparedDataset
-from semiseg.data.reading import read_image, read_mask
+from semiseg.data.reading import read_image, read_mask, read_size
 
 LABELLED, UNLABELLED = 0, 1
 
@@ -193,6 +193,11 @@ def _batches(
         worker_init_fn=_serve,
     )
     return _with_plain_errors(loader)
+
+
+def by_size(dataset: PreparedDataset, ids: Iterable[str]) -> list[str]:
+    """Return ids so that images of one size are neighbours, which are then scored in one batch."""
+    return sorted(ids, key=lambda identifier: read_size(dataset.image_path(identifier)))
 
 
 def evaluation_images(

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from semiseg.base import distributed, provenance
 from semiseg.base.paths import PretrainingRun, Run
 from semiseg.data.prepared import PreparedDataset
-from semiseg.data.streams import evaluation_images
+from semiseg.data.streams import by_size, evaluation_images
 from semiseg.methods.contract import Logs
 from semiseg.training import divergence
 from semiseg.training.checkpoint import Checkpoint
@@ -135,7 +135,8 @@ def score(
     sitting: Sitting,
 ) -> Figures:
     """Return each network's figures on the val list, which the processes of a run share."""
-    images = evaluation_images(dataset, distributed.dealt(dataset.ids("val")), workers)
+    ids = by_size(dataset, distributed.dealt(dataset.ids("val")))
+    images = evaluation_images(dataset, ids, workers)
     with sitting.together():
         matrices = validation.count(networks, sitting.until_told(images))
     return {name: validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()}

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from semiseg.base import parameters
@@ -124,6 +126,17 @@ def test_images_are_evaluated_in_order_and_whole(mini_project: Path, workers: in
     assert tuple(name for name, _, _ in seen) == ids
     assert all(image.shape == (3, 48, 48) and mask.shape == (48, 48) for _, image, mask in seen)
     assert {value for _, _, mask in seen for value in mask.unique().tolist()} <= {0, 1, 2, 255}
+
+
+def test_images_of_one_size_become_neighbours(mini_project: Path) -> None:
+    dataset = mini()
+    ids = dataset.ids("train")
+    for identifier in ids[::2]:
+        Image.new("RGB", (48, 40)).save(dataset.image_path(identifier), "PNG")
+    assert streams.by_size(dataset, ids) == [*ids[::2], *ids[1::2]]
+    dataset.image_path(ids[0]).write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"^{re.escape(str(dataset.image_path(ids[0])))}: unreadable image"):
+        streams.by_size(dataset, ids)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
