@@ -15,7 +15,7 @@ from semiseg.evaluation.metrics import Prediction, confusion_matrix, iou, mean_i
 from semiseg.evaluation.record import Score
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 
-BATCH_PIXELS = 2**20  # most pixels of neighbouring images that are scored together
+BATCH_PIXELS = 2**21  # most pixels of neighbouring images that are scored together: one image of Cityscapes
 OWN_SIZE = Evaluation(long_side=None, window=None, stride=None, flip=False, recalibrate=None)
 
 Image = tuple[str, Tensor, Tensor]
