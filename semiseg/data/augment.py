@@ -211,8 +211,9 @@ def _convolved(images: Tensor, down: Tensor, along: Tensor) -> Tensor:
     blurred = pad(images, (columns, columns, rows, rows), mode="reflect").reshape(
         1, groups, height + 2 * rows, width + 2 * columns
     )
-    blurred = conv2d(blurred, along.view(groups, 1, 1, -1), groups=groups)
-    return conv2d(blurred, down.view(groups, 1, -1, 1), groups=groups).view_as(images)
+    with torch.autocast(images.device.type, enabled=False):  # bf16 would round the colours to 8 bits
+        blurred = conv2d(blurred, along.view(groups, 1, 1, -1), groups=groups)
+        return conv2d(blurred, down.view(groups, 1, -1, 1), groups=groups).view_as(images)
 
 
 def _luma(images: Tensor) -> Tensor:

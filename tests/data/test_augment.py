@@ -128,6 +128,13 @@ def test_blur_with_a_kernel_is_its_weighted_mean_over_both_axes() -> None:
     assert torch.allclose(augment.kernel_blur(flat, probability=1, taps=taps), flat, atol=1e-6)
 
 
+def test_blur_is_as_exact_under_autocast() -> None:
+    images = torch.rand(2, 3, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        blurred = augment.kernel_blur(images, probability=1.0, taps=(1.0, 2.0, 1.0))
+    assert torch.equal(blurred, augment.kernel_blur(images, probability=1.0, taps=(1.0, 2.0, 1.0)))
+
+
 def test_blur_of_an_image_smaller_than_its_kernel_keeps_a_flat_colour() -> None:
     flat = torch.full((2, 3, 3, 5), 0.3)
     assert torch.allclose(augment.gaussian_blur(flat, probability=1, sigma=(2, 3)), flat, atol=1e-6)
