@@ -18,6 +18,7 @@ from semiseg.methods.contract import COUNTED, Logs
 from semiseg.training.divergence import Diverged
 
 PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
+WRITE_SECONDS = 15.0  # between two writings of history.csv: each writes all rows
 
 
 def _is_of_val(column: str) -> bool:
@@ -33,8 +34,9 @@ class History:
     """Collect the logs of every step on the device, and read them all at once every few steps.
 
     A checkpoint carries ``rows`` and ``unwritten``, the logs of the steps after the last row, so history.csv
-    does not depend on when checkpoints are written. Several processes average their logs, and only the first
-    one writes and prints.
+    does not depend on when checkpoints are written. The file is whole at any time, but until a
+    validation or the end it may lack the rows of the last WRITE_SECONDS. Several processes average their
+    logs, and only the first one writes and prints.
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class History:
             disable=not self._terminal,
         )
         self._title, self._first, self._steps = title, first_step, steps
-        self._began = self._tick = self._spoke = time.perf_counter()
+        self._began = self._tick = self._spoke = self._written = time.perf_counter()
         if self.rows:
-            self._write({})
+            self._write()
 
     def __enter__(self) -> "History":
         return self
@@ -73,6 +75,8 @@ class History:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.rows:
+            self._write()
         if self._events is not None:
             self._events.close()
         self._bar.close()
@@ -115,25 +119,33 @@ class History:
         }
         self._tick, self._timed, self.unwritten = now, 0, []
         self.rows.append(row)
-        self._write(row)
+        if len(self.rows) == 1 or now - self._written >= WRITE_SECONDS:
+            self._write()
+        self._note(row)
         self._tell(row, names)
 
     def validated(self, scores: dict[str, float]) -> None:
         """Add figures of the val list, such as "val_miou_student", to the last row."""
         self.rows[-1].update(scores)
-        self._write(scores)
+        self._write()
+        self._note(scores)
         self._tick = time.perf_counter()
 
     def is_validated(self, step: int) -> bool:
         """Return whether the last row is that of ``step`` and holds figures of the val list."""
         return bool(self.rows) and self.rows[-1]["step"] == step and any(map(_is_of_val, self.rows[-1]))
 
-    def _write(self, news: dict[str, float]) -> None:
-        """Write all rows to history.csv, and the news of the last one to TensorBoard."""
+    def _write(self) -> None:
+        """Write all rows to history.csv."""
+        if self._writes:
+            with written_whole(self._path) as temporary:
+                pd.DataFrame(self.rows).to_csv(temporary, index=False)
+            self._written = time.perf_counter()
+
+    def _note(self, news: dict[str, float]) -> None:
+        """Write the news of the last row to TensorBoard."""
         if self._events is None:
             return
-        with written_whole(self._path) as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False)
         for name, value in news.items():
             if name != "step":
                 self._events.add_scalar(name, value, int(self.rows[-1]["step"]))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from semiseg.training import history as history_module
 from semiseg.training.divergence import Diverged
 from semiseg.training.history import History
 
@@ -30,6 +31,26 @@ def test_a_row_holds_means_rates_and_validation(tmp_path: Path) -> None:
     assert table["val_miou_right"].isna().tolist() == [False, True]
     assert (table["images_per_second"] > 0).all()
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_the_file_is_written_at_first_then_every_so_often_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written() -> list[int]:
+        return pd.read_csv(tmp_path / "history.csv")["step"].tolist()
+
+    with History(tmp_path, "a/b/0", 0, 4, [], []) as history:
+        for step, seconds, expected in (
+            (0, 60.0, [1]),
+            (1, 60.0, [1]),
+            (2, 0.0, [1, 2, 3]),
+            (3, 60.0, [1, 2, 3]),
+        ):
+            monkeypatch.setattr(history_module, "WRITE_SECONDS", seconds)
+            history.add(step, {"loss": torch.tensor(1.0)})
+            history.flush(0.1, 4)
+            assert written() == expected
+    assert written() == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_between_two_rows_leaves_no_trace(tmp_path: Path) -> None:
