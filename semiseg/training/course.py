@@ -135,9 +135,9 @@ def score(
     sitting: Sitting,
 ) -> Figures:
     """Return each network's figures on the val list, which the processes of a run share."""
-    ids = by_size(dataset, distributed.dealt(dataset.ids("val")))
-    images = evaluation_images(dataset, ids, workers)
     with sitting.together():
+        ids = by_size(dataset, distributed.dealt(dataset.ids("val")))
+        images = evaluation_images(dataset, ids, workers)
         matrices = validation.count(networks, sitting.until_told(images))
     return {name: validation.figures(distributed.summed(matrix)) for name, matrix in matrices.items()}
 
