@@ -70,7 +70,7 @@ class Checkpoint:
     best_miou: float = -1.0  # the headline network's on the val list; -1 before the first validation
     best_step: int = 0
     best: Networks = field(default_factory=dict)
-    seconds: float = 0.0  # training time of all sittings, without validation
+    seconds: float = 0.0  # of all sittings, checkpoints included, validation not
     revision: str = "unknown"  # revision of the code that took the last step
     peak_memory_mib: float | None = None  # on a GPU, of all sittings
     pretrained_sha256: str | None = None  # digest of the pretrained weights that it began with

@@ -81,6 +81,7 @@ class Course(Generic[Batch]):
         revision = provenance.revision()
 
         def save() -> None:
+            tick = time.perf_counter()
             history.read()  # raises Diverged rather than save the consequences of a loss that is not finite
             state.method = self.learner.state_dict()
             state.optimiser = self.schedule.optimizer.state_dict()
@@ -91,6 +92,7 @@ class Course(Generic[Batch]):
             with distributed.first_alone():
                 if distributed.first():
                     state.save(self.run.checkpoints)
+            state.seconds += time.perf_counter() - tick
 
         with history, noted_signals() as signals, distributed.ended_by(signals):
             sitting = Sitting(str(self.run), signals, lambda: state.step, save)
