@@ -42,14 +42,14 @@ def anchor_contrastive_loss(
     negatives: Tensor,
     *,
     temperature: float,
-    mean_over: str = "all",
+    present: Tensor | None = None,
 ) -> Tensor:
     """Return −(1/C) Σ_c (1/M) Σ_i log(e^{⟨z_i, z⁺⟩/τ} / (e^{⟨z_i, z⁺⟩/τ} + Σ_j e^{⟨z_i, z⁻_ij⟩/τ})).
 
     anchors z: (C, M, D); valid: (C, M) bool, anchors that count, of which M is the number in each class;
-    positives z⁺: (C, D), one for each class; negatives z⁻: (C, M, N, D). ⟨·, ·⟩ is the cosine. With
-    ``mean_over`` "present", C counts only classes with an anchor. A scalar in float32 (float64 for float64);
-    zero without an anchor (U2PL, equation 7).
+    positives z⁺: (C, D), one for each class; negatives z⁻: (C, M, N, D). ⟨·, ·⟩ is the cosine. present:
+    (C,) bool, the classes that C counts (None: all). A scalar in float32 (float64 for float64); zero without
+    an anchor (U2PL, equation 7).
     """
     precision = torch.promote_types(anchors.dtype, torch.float32)
     with torch.autocast(anchors.device.type, enabled=False):
@@ -61,4 +61,4 @@ def anchor_contrastive_loss(
     losses = torch.where(valid, logits.logsumexp(dim=2) - logits[:, :, 0], 0).sum(dim=1)
     number = valid.sum(dim=1)
     of_classes = losses / number.clamp(min=1)
-    return of_classes.sum() / (len(valid) if mean_over == "all" else (number > 0).sum().clamp(min=1))
+    return of_classes.sum() / (len(valid) if present is None else present.sum().clamp(min=1))

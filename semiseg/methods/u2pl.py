@@ -39,7 +39,7 @@ from semiseg.models.layers import Dropout, convolution
 from semiseg.models.network import SegmentationNetwork, size_of, upsample
 from semiseg.models.pixel_samples import sampled, shuffled
 
-REVISION = 1  # raise it when a change alters the numbers of a run
+REVISION = 2  # raise it when a change alters the numbers of a run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Config(contract.Config):
     """U2PL's hyper-parameters.
 
     Defaults follow the paper and, where it is silent, the released code. "Released:" names a value that
-    differs; the recipe ``u2pl-official`` sets all of these. "Configuration" is
+    differs; the recipe ``u2pl-official`` sets those that are an option's. "Configuration" is
     experiments/pascal/1464/ours/config.yaml; lines without a file are those of u2pl/utils/loss_helper.py.
     """
 
@@ -81,8 +81,8 @@ class Config(contract.Config):
     # Pixels whose mean is a class's positive: its anchors, or all its candidates, whatever their probability.
     # Released: all (119-123).
     centre: str = "anchors"
-    # Classes that the contrast's mean runs over: all C, or those present in the batch. Released: present
-    # (167, 233).
+    # Classes that the contrast's mean runs over: all C, or those with a candidate for an anchor in the batch.
+    # Released: present (152-154, 167, 235).
     class_mean: str = "all"
     dim: int = 256
     # the bank of negatives
@@ -170,12 +170,13 @@ class Method(contract.Method):
         sizes = len(labelled.images), len(images)
         joint = together(labelled.images, mixed.images)
         features = self.student.features(joint)
-        labelled_logits, logits = apart(upsample(self.student.classify(features), size_of(images)), *sizes)
+        labelled_logits, logits = apart(self.student.logits(features, size_of(images)), *sizes)
         teacher_logits, teacher_represented = self._teacher_pass(joint)
 
         # The least reliable pixels, by the teacher's entropy, are no pseudo-labels.
         known = mixed.labels != IGNORE
-        entropy = pixel_entropy(upsample(apart(teacher_logits, *sizes)[1], size_of(images)))
+        _, of_unlabelled = apart(teacher_logits, *sizes)
+        entropy = pixel_entropy(upsample(of_unlabelled, size_of(images), self.teacher.align_corners))
         share = config.unreliable_share * (1 - step / self.task.total_steps)
         limit = quantile(entropy, known, 1 - share)  # γ_t
         reliable = known & (entropy < limit)
@@ -251,6 +252,9 @@ class Method(contract.Method):
         positives = _centres(of.teacher, candidate if config.centre == "all" else anchor, of.labels, classes)
         self._bank_negatives(of)
 
+        present = None
+        if config.class_mean == "present":
+            present = summed(_members(candidate, of.labels, classes).sum(dim=1)) > 0
         group = torch.where(anchor, of.labels, classes)
         place, size = shuffled(group, classes)
         slots = torch.where(anchor & (place < config.anchors), group * config.anchors + place, -1)
@@ -262,7 +266,7 @@ class Method(contract.Method):
             positives,
             self.bank.drawn(config.anchors, config.negatives),
             temperature=config.temperature,
-            mean_over=config.class_mean,
+            present=present,
         )
 
     @torch.no_grad()
@@ -306,10 +310,15 @@ def _representation(inputs: int, dim: int) -> nn.Module:
 @torch.no_grad()
 def _centres(rows: Tensor, counted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return the mean of each class's counted rows (n, D): (C, D) float32, zero for a class without any."""
-    member = counted & (labels == torch.arange(num_classes, device=labels.device)[:, None])  # (C, n)
+    member = _members(counted, labels, num_classes)
     with torch.autocast(rows.device.type, enabled=False):
         sums = summed(member.float() @ rows.float())
     return sums / summed(member.sum(dim=1, keepdim=True)).clamp(min=1)
+
+
+def _members(counted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return which of the counted rows belong to each class: (C, n) bool."""
+    return counted & (labels == torch.arange(num_classes, device=labels.device)[:, None])
 
 
 def _rows(features: Tensor) -> Tensor:

@@ -93,10 +93,13 @@ def by_loops(
     return total / classes
 
 
-@pytest.mark.parametrize(("mean_over", "classes"), [("all", CLASSES), ("present", 3)])
+@pytest.mark.parametrize(
+    ("present", "classes"),
+    [(None, CLASSES), ([True, True, False, True], 3), ([True, True, True, True], 4)],  # 2 has no anchor
+)
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
 def test_value_and_gradient_are_those_of_the_equation(
-    mean_over: str, classes: int, temperature: float
+    present: list[bool] | None, classes: int, temperature: float
 ) -> None:
     anchors, valid, positives, negatives = contrast_example()
     reference = anchors.double().requires_grad_()
@@ -104,7 +107,12 @@ def test_value_and_gradient_are_those_of_the_equation(
     expected.backward()
     anchors.requires_grad_()
     loss = anchor_contrastive_loss(
-        anchors, valid, positives, negatives, temperature=temperature, mean_over=mean_over
+        anchors,
+        valid,
+        positives,
+        negatives,
+        temperature=temperature,
+        present=None if present is None else torch.tensor(present),
     )
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -124,8 +132,8 @@ def test_equal_similarities_cost_the_logarithm_of_their_number() -> None:
     assert loss.item() == pytest.approx(math.log(1 + NEGATIVES))
 
 
-@pytest.mark.parametrize("mean_over", ["all", "present"])
-def test_without_an_anchor_it_is_zero(mean_over: str) -> None:
+@pytest.mark.parametrize("present", [None, torch.zeros(CLASSES, dtype=torch.bool)])
+def test_without_an_anchor_it_is_zero(present: Tensor | None) -> None:
     anchors, valid, positives, negatives = contrast_example()
     loss = anchor_contrastive_loss(
         anchors.requires_grad_(),
@@ -133,7 +141,7 @@ def test_without_an_anchor_it_is_zero(mean_over: str) -> None:
         torch.zeros_like(positives),
         torch.zeros_like(negatives),
         temperature=0.5,
-        mean_over=mean_over,
+        present=present,
     )
     loss.backward()
     assert loss.item() == 0
