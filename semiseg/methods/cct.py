@@ -65,8 +65,8 @@ class Config(contract.Config):
     # (utils/losses.py 219-222).
     bootstrap_mean: str = "labelled"
     # Auxiliary decoders of each perturbation. Paper: several of every one. Released: 6, masks and VAT 2, 30
-    # in all (configs/config.json 29-45). Two of each, 14 in all, is TorchSemiSeg's at 5e0c29c0, which has no
-    # VAT (unsup.json).
+    # in all (configs/config.json 29-45). Two of each, 14 in all, are the 12 of TorchSemiSeg at 5e0c29c0,
+    # which builds none of VAT (its network.py 54-70), and two of VAT.
     noise: int = 2
     drop: int = 2
     dropout: int = 2
@@ -149,7 +149,7 @@ class Method(contract.Method):
         with torch.no_grad():
             main = self.student.classify(features)
         logits = self.auxiliary(self._perturbed(features, main))
-        target = torch.softmax(upsample(main, size_of(logits)), dim=1)
+        target = torch.softmax(upsample(main, size_of(logits), self.student.align_corners), dim=1)
         consistency = cross_consistency_loss(logits, target)
 
         weight = config.weight * ramp_up(step, round(config.ramp_up_share * self.task.total_steps))

@@ -55,7 +55,8 @@ class Config(contract.Config):
     # samples (39, 47-48)
     max_samples: int = 1024  # samples of a step
     max_views: int = 100  # samples of a class in an image; a class with no more pixels there has none
-    # Unlabelled images: not read (none), or FixMatch's loss beside the supervised one (fixmatch).
+    # Unlabelled images: not read (none), or FixMatch's loss beside the supervised one (fixmatch), with labels
+    # from evaluation mode, as the recipe fixmatch-eval has them.
     unlabelled: str = "none"
     threshold: float = 0.95  # confidence of FixMatch's pseudo-labels
 
@@ -99,7 +100,8 @@ class Method(contract.Method):
         config = self.config
         features = self.student.features(labelled.images)
         logits = self.student.classify(features)
-        segmentation = cross_entropy(upsample(logits, size_of(labelled.masks)), labelled.masks)
+        large = upsample(logits, size_of(labelled.masks), self.student.align_corners)
+        segmentation = cross_entropy(large, labelled.masks)
         logs = {"supervised": segmentation}
         if unlabelled is not None:
             logs["strong"] = self._fixmatch(unlabelled)
