@@ -120,7 +120,7 @@ class Method(contract.Method):
         # The teacher sees the weak view, the student its own view.
         images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
         targets = self._targets(images)
-        likeliest, labels = targets.max(dim=1)
+        likeliest, labels = targets.max(dim=1)  # those that the share of confident pixels counts are judged
         counts = judged(
             unlabelled.get(TRUTH), labels, likeliest >= config.threshold, self.student.num_classes
         )

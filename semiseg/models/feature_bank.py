@@ -40,7 +40,7 @@ class FeatureBank(nn.Module):
         self.held.add_(1).clamp_(max=steps)
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """features (steps rows, dim), labels (steps rows,), and valid, False where no step is."""
+        """Return features (steps rows, dim), labels (steps rows,), and valid, False where no step is."""
         steps, rows, _ = self.features.shape
         filled = torch.arange(steps, device=self.held.device) < self.held
         return self.features.flatten(0, 1), self.labels.flatten(), filled.repeat_interleave(rows)
