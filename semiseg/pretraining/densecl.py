@@ -29,7 +29,7 @@ from semiseg.pretraining.common import (
 )
 from semiseg.pretraining.contract import Build, Logs, Task, Views
 
-REVISION = 1  # raise it when a change alters the pretrained weights
+REVISION = 2  # raise it when a change alters the pretrained weights
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Method(contract.Method):
             temperature=config.temperature, counted=counted,
         )  # fmt: skip
         self.queue.add(key)
-        self.dense_queue.add(normalize(key_cells.float(), dim=1).mean(dim=2))
+        self.dense_queue.add(key_cells.float().mean(dim=2))
         loss = (1 - config.dense_weight) * whole + config.dense_weight * dense
         return loss, {"whole": whole.detach(), "dense": dense.detach(), "spread": spread(query)}
 
@@ -124,4 +124,5 @@ class Method(contract.Method):
 
 def most_similar(features: Tensor, keys: Tensor) -> Tensor:
     """Return for each of P positions of features (B, D, P) that of the most similar keys: (B, P) int64."""
-    return (normalize(features.float(), dim=1).mT @ normalize(keys.float(), dim=1)).argmax(dim=2)
+    with torch.autocast(features.device.type, enabled=False):  # bf16 would tie cosines near one
+        return (normalize(features.float(), dim=1).mT @ normalize(keys.float(), dim=1)).argmax(dim=2)

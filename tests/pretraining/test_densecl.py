@@ -43,7 +43,7 @@ def test_a_step_by_loops(match: str) -> None:
     assert float(logs["dense"]) == pytest.approx(np.mean(costs), rel=1e-4)
     assert float(loss.detach()) == pytest.approx(0.7 * whole + 0.3 * np.mean(costs), rel=1e-4)
     assert match == "features" or 0 < len(costs) < 4 * GRID**2
-    pooled = [np.mean([unit(image[:, j]) for j in range(GRID**2)], axis=0) for image in key_cells]
+    pooled = [image.mean(axis=1) for image in key_cells]
     expected = np.stack([each / np.sqrt((each**2).sum()) for each in pooled])
     assert method.dense_queue.keys[:4].numpy() == pytest.approx(expected, abs=1e-5)
     assert method.queue.keys[:4].numpy() == pytest.approx(np.stack([unit(row) for row in key]), abs=1e-5)
