@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 
 import yaml
 
+from semiseg.base import paths
 from semiseg.base.errors import UserError
 from semiseg.base.names import LONGEST, check_name
 from semiseg.base.parameters import FULL, Params, Share
+from semiseg.data import sources
 from semiseg.data.inspection import Inspection
-from semiseg.data.sources.folder import Config
+from semiseg.data.sources.folder import Config, own_folder
 
 SECTIONS = ("grids", "protocols", "datasets")
 SMALL = "-small"  # ends the names of the protocol and the grid for a laptop
@@ -31,10 +35,17 @@ Entry = Mapping[str, str]
 def free_name(params: Params, folder: str) -> str:
     """Return a name for the dataset in ``folder`` that no dataset, protocol or grid has.
 
-    Raises UserError if a dataset is made from this folder already.
+    Raises UserError if a dataset is made from this folder already, if it holds the suite's own data, and for
+    a name that cannot be written.
     """
+    if not folder.isprintable():
+        raise UserError(f"{folder}: its name cannot be written in params.yaml; rename it")
+    own = own_folder(folder)
+    if Path(os.path.realpath(paths.DATA)).is_relative_to(os.path.realpath(own)):
+        raise UserError(f"{folder}: holds the suite's own data; move your images to a folder of their own")
     for name, dataset in params.datasets.items():
-        if dataset.options.get("path") == folder:
+        other = sources.user_folder(dataset)
+        if other is not None and os.path.realpath(other) == os.path.realpath(own):
             raise UserError(f"{folder}: is the dataset '{name}' of params.yaml already; edit its entry there")
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.rstrip("/").rpartition("/")[2]).strip("_-")
     plain = plain[: LONGEST - 20] or "mine"
@@ -45,7 +56,8 @@ def free_name(params: Params, folder: str) -> str:
             check_name("grids", name)
         except UserError:
             continue
-        if not {name.lower(), name.lower() + SMALL} & taken:
+        free = not {name.lower(), name.lower() + SMALL} & taken
+        if free and sources.are_apart(own, paths.dataset(name)):
             return name
     raise UserError(f"{folder}: names like '{plain}' are all taken in params.yaml; rename the folder")
 
@@ -123,7 +135,7 @@ def geometry(found: Inspection, base_size: int, crop: int) -> tuple[int, int]:
 
 def _scalar(text: str) -> str:
     """Write a text so that YAML reads it as this text."""
-    plain = re.fullmatch(r"[A-Za-z_./~][\w./~ -]*|\d+/\d+", text, re.ASCII) and ": " not in text
+    plain = re.fullmatch(r"[A-Za-z_./~][\w./~ -]*|\d+/\d+", text, re.ASCII)
     return text if plain and yaml.safe_load(text) == text else json.dumps(text, ensure_ascii=False)
 
 

@@ -96,6 +96,24 @@ def test_a_laptop_trains_on_a_quarter_where_that_is_enough(masks: int, ratios: l
     assert grids["mine"]["shares"] == [*ratios, "1/2", "full"]
 
 
+@pytest.mark.parametrize("folder", ["..", ".", "data", "../{name}/data/../.", "odd\udcff"])
+def test_a_folder_that_cannot_be_a_dataset_is_refused(folder: str, suite: Params) -> None:
+    given = folder.format(name=Path.cwd().name)
+    with pytest.raises(UserError) as error:
+        entry.free_name(suite, given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_known_by_any_of_its_names(project: Path) -> None:
+    found = inspection.inspect("mine")
+    text = entry.inserted(Path("params.yaml").read_text(), entry.entry("mine", found))
+    Path("params.yaml").write_text(text)
+    Path("link").symlink_to("mine")
+    for name in ("mine", "mine/", "./mine", "data/../mine", str(Path("mine").resolve()), "link"):
+        with pytest.raises(UserError, match="is the dataset 'mine'"):
+            entry.free_name(parameters.load(), name)
+
+
 def test_options_that_are_not_the_source_s_own_are_written(project: Path) -> None:
     Path("mine/images").rename("mine/photos, all")
     Path("mine").rename("odd: {folder}")
@@ -119,7 +137,7 @@ def test_options_that_are_not_the_source_s_own_are_written(project: Path) -> Non
         ("2024", "2024"),
         ("archives", "archives_2"),
         ("nul", "nul_2"),
-        ("..", "mine"),
+        ("data/mine", "mine_2"),
         ("ü" * 300, "mine"),
         ("x" * 300, "x" * 80),
     ],

@@ -87,12 +87,17 @@ def _check_apart(dataset: Dataset, target: Path) -> None:
     own = user_folder(dataset)
     if own is None:
         return
-    real, made = (Path(os.path.realpath(each)) for each in (own, target))  # follows links in a circle too
-    if real == made or real in made.parents or made in real.parents:
+    if not are_apart(own, target):
         raise UserError(
             f"{own}: your folder and {target}, where the suite keeps its copy, must lie apart; move your "
             "folder, or give the dataset another name"
         )
+
+
+def are_apart(one: Path, other: Path) -> bool:
+    """Return whether two folders are not the same, and neither lies in the other, through links too."""
+    one, other = (Path(os.path.realpath(each)) for each in (one, other))  # follows links in a circle too
+    return one != other and one not in other.parents and other not in one.parents
 
 
 def _is_current(name: str, dataset: Dataset, revision: int) -> bool:
