@@ -3,6 +3,7 @@
 Nothing is written. Files are found and read as the source ``folder`` will find and read them.
 """
 
+import functools
 import itertools
 import re
 import statistics
@@ -125,7 +126,8 @@ def _sides(path: Path) -> tuple[int, int] | None:
 def find_options(path: str) -> tuple[Config, list[str]]:
     """Return the options that pair most images with a mask, and a remark for each other pair of folders.
 
-    Of equals, masks have a folder of a name such as masks or labels, or else are grey or palette images.
+    Of equals, that one is taken whose masks lie in a folder named like masks or labels, or else are grey or
+    palette images.
     Raises UserError if ``path`` is not a folder, or no image in it has a mask.
     """
     own = folder.own_folder(path)
@@ -133,29 +135,33 @@ def find_options(path: str) -> tuple[Config, list[str]]:
         raise UserError(f"{path}: not a folder; give the one that holds your images and masks")
     validation = None if any((own / f"{each}.txt").exists() for each in folder.LISTS) else VALIDATION
     names = {place: folder.by_id(folder.files_below(own / place), own / place) for place in _places(own)}
+    find = functools.cache(folder.find)  # walks through both folders
     paired: dict[Config, int] = {}
     for images, masks in itertools.product(names, repeat=2):
-        for suffix in ("", *_suffix(names[images].keys(), names[masks].keys())):
+        shared = [] if names[images].keys().isdisjoint(names[masks]) else [""]
+        for suffix in (*shared, *_suffix(names[images].keys(), names[masks].keys())):
             options = Config(path, images, masks, suffix, validation)
-            if count := len(folder.pairs(*folder.find(options))):
+            if count := len(folder.pairs(*find(options))):
                 paired[options] = count
     if not paired:
         raise UserError(
             f"{path}: no image has a mask of its name; store images/<id>.jpg and masks/<id>.png, or <id>.jpg "
             "beside <id>_mask.png"
         )
-    best = max(paired, key=lambda each: (paired[each], *_likeness(own, each)))
+    likeness = {each: _likeness(each, find(each)[1]) for each in paired}
+    best = max(paired, key=lambda each: (paired[each], *likeness[each]))
+    taken = _paths(find(best))
     others = [
         f"{each.images} and {each.masks} pair {count} more images, which are left out: put all images below "
         "one folder and all masks below another"
         for each, count in paired.items()
-        if all(_likeness(own, each)) and _paths(each).isdisjoint(_paths(best))
+        if all(likeness[each]) and taken.isdisjoint(_paths(find(each)))
     ]
     return best, others
 
 
-def _paths(options: Config) -> set[Path]:
-    return {path for files in folder.find(options) for paths in files.values() for path in paths}
+def _paths(found: tuple[Files, Files]) -> set[Path]:
+    return {path for files in found for paths in files.values() for path in paths}
 
 
 def _places(own: Path) -> list[str]:
@@ -165,10 +171,10 @@ def _places(own: Path) -> list[str]:
     return [".", *(each for each in names if not each.startswith(".") and "/." not in each)]
 
 
-def _likeness(own: Path, options: Config) -> tuple[bool, bool]:
+def _likeness(options: Config, found: Files) -> tuple[bool, bool]:
     """Tell by folders' names, and by the first mask's colours, whether masks and images are not exchanged."""
     named = bool(FOR_MASKS.search(options.masks)), bool(FOR_MASKS.search(options.images))
-    path = next(paths[0] for paths in folder.find(options)[1].values())
+    path = next(paths[0] for paths in found.values())
     return options.images == options.masks or named == (True, False), _is_grey(path)
 
 
