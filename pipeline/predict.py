@@ -42,7 +42,8 @@ def main() -> None:
     from semiseg.base import parameters, paths
     from semiseg.data import prepared, splits
     from semiseg.evaluation import export, predict, trained
-    from semiseg.training import device
+    from semiseg.models.network import SegmentationNetwork
+    from semiseg.training.device import claimed
 
     run = parameters.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     form, exported = (arguments.export[0], Path(arguments.export[1])) if arguments.export else ("onnx", None)
@@ -51,19 +52,24 @@ def main() -> None:
     images = predict.find_images(arguments.images)
     outputs = predict.Outputs(arguments.overlay, arguments.probabilities)
     if arguments.out is not None:
-        predict.check(images, arguments.out, outputs, overwrite=arguments.overwrite)
+        predict.check(images, arguments.out, outputs, run.dataset.classes, overwrite=arguments.overwrite)
     state = trained.state(run, arguments.weights, arguments.network)
+
+    def scored(device: torch.device) -> SegmentationNetwork:
+        """Return the network as evaluation scores it."""
+        network = trained.network(run, state, device)
+        if run.protocol.evaluation.recalibrate is not None:
+            dataset = prepared.open_dataset(run.dataset_name, run.dataset)
+            split = splits.read(arguments.split, arguments.seed)
+            trained.recalibrate(network, run, dataset, split, device)
+        return network
+
     if exported is not None:
-        export.onnx(trained.network(run, state, torch.device("cpu")), exported)
+        export.onnx(scored(torch.device("cpu")), exported)
         print(f"{exported}: the network as {form}")
     if arguments.out is not None:
-        with device.claimed(run.protocol.threads) as chosen:
-            network = trained.network(run, state, chosen)
-            if run.protocol.evaluation.recalibrate is not None:
-                dataset = prepared.open_dataset(run.dataset_name, run.dataset)
-                split = splits.read(arguments.split, arguments.seed)
-                trained.recalibrate(network, run, dataset, split, chosen)
-            predict.predict(network, run, images, arguments.out, outputs, chosen)
+        with claimed(run.protocol.threads) as chosen:
+            predict.predict(scored(chosen), run, images, arguments.out, outputs, chosen)
         print(f"{arguments.out}: {len(images)} masks")
 
 

@@ -6,6 +6,7 @@ fit into the GPU's memory, is predicted in tiles of TILE pixels, each seen with 
 """
 
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from semiseg.models.network import SegmentationNetwork, size_of
 LARGEST = 2**24  # pixels of an image that is predicted as a whole: 4096 x 4096
 TILE = 2048  # pixels, the side of a tile
 MARGIN = 256  # pixels that are seen around a tile
+LEGEND = "legend.png"
 SUFFIXES = (".jpg", ".jpeg", ".png")  # suffixes of images in a folder, in any case
 
 Place = tuple[slice, slice]  # rows and columns
@@ -86,21 +88,24 @@ def _matches(given: str) -> list[Path]:
 
 
 def _images_of_folder(folder: Path) -> dict[str, Path]:
-    images = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    }
+    images: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            other = images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+            if other != path:
+                raise UserError(f"{path}: has the name of {other}; rename one of them")
     if not images:
         raise UserError(f"{folder}: holds no image with {', '.join(SUFFIXES)}")
     return images
 
 
-def check(images: Mapping[str, Path], folder: Path, outputs: Outputs, *, overwrite: bool) -> None:
+def check(
+    images: Mapping[str, Path], folder: Path, outputs: Outputs, classes: Sequence[str], *, overwrite: bool
+) -> None:
     """Refuse what cannot be predicted or written, before any work.
 
     Raises UserError for an image that cannot be decoded, for an output that is there already, unless
-    ``overwrite``, and always for one that would replace an image.
+    ``overwrite`` (the same legend may be there), and always for one that would replace an image or another.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give another one")
@@ -108,8 +113,13 @@ def check(images: Mapping[str, Path], folder: Path, outputs: Outputs, *, overwri
     written = [path for name in images for path in outputs.paths(folder, name).values()]
     for path in written:
         if path.resolve() in own:
-            raise UserError(f"{path}: a mask would replace this image; give another folder")
+            raise UserError(f"{path}: an output would replace this image; give another folder")
     existing = [path for path in written if path.exists()]
+    if outputs.overlay:
+        if "legend" in images:
+            raise UserError(f"{images['legend']}: its mask would replace {LEGEND}; rename the image")
+        there = folder / LEGEND
+        existing += [there] if there.exists() and there.read_bytes() != _legend_file(classes) else []
     if existing and not overwrite:
         raise UserError(f"{existing[0]}: exists{_more(existing)}; give another folder, or --overwrite")
     problems = [each for each in mapped(_problem, list(images.values()), "check images") if each is not None]
@@ -140,8 +150,8 @@ def predict(
     """Predict ``images`` with ``network``, which lies on ``device``, and write ``outputs`` to ``folder``."""
     protocol = config.protocol
     if outputs.overlay:
-        with written_whole(folder / "legend.png") as temporary:
-            legend(config.dataset.classes).save(temporary, format="PNG")
+        with written_whole(folder / LEGEND) as temporary:
+            temporary.write_bytes(_legend_file(config.dataset.classes))
     with (
         score.evaluation_mode([network], device, protocol.precision),
         bar("predict", len(images), " images") as progress,
@@ -187,7 +197,8 @@ def pieces_of(
         else:
             yield (slice(0, height), slice(0, width)), whole
             return
-    print(f"{name}: {width}x{height} pixels are predicted in tiles of {TILE}", file=sys.stderr)
+    if max(height, width) > TILE:
+        print(f"{name}: {width}x{height} pixels are predicted in tiles of {TILE}", file=sys.stderr)
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             place = slice(top, min(height, top + TILE)), slice(left, min(width, left + TILE))
@@ -234,3 +245,10 @@ def legend(classes: Sequence[str]) -> Image.Image:
         draw.rectangle((4, top + 4, side - 4, top + side - 4), fill=palette[3 * place : 3 * place + 3])
         draw.text((side + 4, top + 3), name, fill="black", font=font)
     return drawn
+
+
+def _legend_file(classes: Sequence[str]) -> bytes:
+    """Return the legend as a PNG file."""
+    file = io.BytesIO()
+    legend(classes).save(file, format="PNG")
+    return file.getvalue()

@@ -25,6 +25,7 @@ from tests.miniature import CPU
 from tests.project import edit
 from tests.tiny import tiny_network
 
+CLASSES = ("sky", "road")
 WINDOWS = replace(OWN_SIZE, long_side=40, window=24, stride=0.5)
 
 
@@ -46,7 +47,7 @@ def trained_run(recipe: str, evaluation: Evaluation = OWN_SIZE) -> RunConfig:
 
 
 def predicted(config: RunConfig, images: dict[str, Path], folder: Path, outputs: Outputs = Outputs()) -> None:  # noqa: B008
-    predict.check(images, folder, outputs, overwrite=False)
+    predict.check(images, folder, outputs, config.dataset.classes, overwrite=False)
     network = trained.network(config, trained.state(config), CPU)
     predict.predict(network, config, images, folder, outputs, CPU)
 
@@ -213,25 +214,38 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     images = [photograph(tmp_path / name, 4, 4) for name in ("one/a.png", "two/a.jpg")]
     with pytest.raises(UserError, match=r"two/a\.jpg"):
         predict.find_images([str(path) for path in images])
+    photograph(tmp_path / "one/a.jpg", 4, 4)
+    with pytest.raises(UserError, match=r"one/a\.png: .*one/a\.jpg"):
+        predict.find_images([str(tmp_path / "one")])
 
 
 def test_what_exists_is_not_replaced_unless_told(tmp_path: Path) -> None:
     images = {"a": photograph(tmp_path / "a.png", 4, 4), "b": photograph(tmp_path / "b.png", 4, 4)}
     out = tmp_path / "out"
-    predict.check(images, out, Outputs(), overwrite=False)
+    predict.check(images, out, Outputs(), CLASSES, overwrite=False)
     photograph(out / "b.png", 4, 4)
     with pytest.raises(UserError, match=r"out/b\.png"):
-        predict.check(images, out, Outputs(), overwrite=False)
-    predict.check(images, out, Outputs(), overwrite=True)
+        predict.check(images, out, Outputs(), CLASSES, overwrite=False)
+    predict.check(images, out, Outputs(), CLASSES, overwrite=True)
     (out / "b.png").replace(out / "a.overlay.jpg")
-    predict.check(images, out, Outputs(), overwrite=False)
+    predict.check(images, out, Outputs(), CLASSES, overwrite=False)
     with pytest.raises(UserError, match=r"out/a\.overlay\.jpg"):
-        predict.check(images, out, Outputs(overlay=True), overwrite=False)
+        predict.check(images, out, Outputs(overlay=True), CLASSES, overwrite=False)
+    (out / "a.overlay.jpg").unlink()
+    photograph(out / "legend.png", 4, 4)
+    with pytest.raises(UserError, match=r"out/legend\.png"):
+        predict.check(images, out, Outputs(overlay=True), CLASSES, overwrite=False)
+    predict.legend(CLASSES).save(out / "legend.png")  # of another call
+    predict.check(images, out, Outputs(overlay=True), CLASSES, overwrite=False)
+    with pytest.raises(UserError, match=r"legend\.jpg: .*rename"):
+        predict.check(
+            {"legend": tmp_path / "legend.jpg"}, out, Outputs(overlay=True), CLASSES, overwrite=True
+        )
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"a\.png: .* replace this image"):
-            predict.check(images, tmp_path, Outputs(), overwrite=overwrite)
+            predict.check(images, tmp_path, Outputs(), CLASSES, overwrite=overwrite)
     with pytest.raises(UserError, match="not a folder"):
-        predict.check(images, images["a"], Outputs(), overwrite=True)
+        predict.check(images, images["a"], Outputs(), CLASSES, overwrite=True)
 
 
 def test_a_broken_image_is_named_before_any_work(tmp_path: Path) -> None:
@@ -239,7 +253,9 @@ def test_a_broken_image_is_named_before_any_work(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(whole.read_bytes()[:500])
     with pytest.raises(UserError) as error:
-        predict.check({"whole": whole, "broken": broken}, tmp_path / "out", Outputs(), overwrite=False)
+        predict.check(
+            {"whole": whole, "broken": broken}, tmp_path / "out", Outputs(), CLASSES, overwrite=False
+        )
     assert str(broken) in str(error.value)
     assert not (tmp_path / "out").exists()
 
