@@ -5,7 +5,7 @@ Each part is a process of its own with a limit that covers its start, the most i
 output is in FOLDER as soon as it ends. A part that FOLDER has already is not measured again. For the time
 that is left the grid `camvid` trains, several runs side by side. FOLDER takes their records and
 checkpoints, from which the next start goes on. --tiny tries the command itself: small networks, one step
-each, on any device.
+each and no grid, on any device.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from semiseg.base import parameters
 from semiseg.base.paths import Run
 
 GRID = "camvid"
-KEPT = ("checkpoints", "runs", "results/runs")  # what a run leaves behind
 TO_SAVE = 20  # seconds in which a run saves its checkpoint
 TESTS = (
     "tests/slow/test_on_a_gpu.py",
@@ -67,7 +66,7 @@ def parts(tiny: bool) -> Iterator[Part]:
 
 
 def measure(part: Part, out: Path, until: float) -> None:
-    """Run a part, and keep its output; one that was cut off is measured again by the next start."""
+    """Run a part, and keep its output; one that failed or was cut off is measured again by the next start."""
     seconds = min(part.seconds, until - time.monotonic())
     if (out / f"{part.name}.txt").exists() or seconds < part.seconds / 2:
         return
@@ -80,7 +79,8 @@ def measure(part: Part, out: Path, until: float) -> None:
         except subprocess.TimeoutExpired:
             print(f"{part.name}: cut off", flush=True)
             return
-    kept.rename(kept.with_suffix(".txt"))
+    if done.returncode == 0:
+        kept.rename(kept.with_suffix(".txt"))
     print(f"{part.name}: exit status {done.returncode}", flush=True)
 
 
@@ -103,11 +103,12 @@ def table(out: Path) -> str:
 
 def train(out: Path, until: float, lanes: int) -> None:
     """Train and score runs of the grid until time is up, ``lanes`` of them side by side."""
-    for name in KEPT:
-        if (out / "grid" / name).exists():
-            shutil.copytree(out / "grid" / name, name, dirs_exist_ok=True)
     grid = parameters.load().grids[GRID]
     runs = sorted(grid.runs(), key=lambda run: run.seed)
+    kept = [place for run in runs for place in (run.checkpoints, run.artefacts, run.metrics.parent)]
+    for place in kept:
+        if (out / "grid" / place).exists() and not place.exists():
+            shutil.copytree(out / "grid" / place, place)
     waiting = iter([run for run in runs if not run.metrics.exists()])
     subprocess.run([sys.executable, "pipeline/download.py", "camvid"], check=True)
     lock = threading.Lock()
@@ -125,9 +126,9 @@ def train(out: Path, until: float, lanes: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    for name in KEPT:
-        if Path(name).exists():
-            shutil.copytree(name, out / "grid" / name, dirs_exist_ok=True)
+    for place in kept:
+        if place.exists():
+            shutil.copytree(place, out / "grid" / place, dirs_exist_ok=True)
 
 
 def trained(run: Run, environment: dict[str, str], until: float) -> bool:
@@ -162,7 +163,7 @@ def main() -> None:
     for part in parts(arguments.tiny):
         measure(part, arguments.out, until)
         (arguments.out / "steps.md").write_text(table(arguments.out))
-    if arguments.lanes:
+    if arguments.lanes and not arguments.tiny:
         train(arguments.out, until, arguments.lanes)
     print((arguments.out / "steps.md").read_text())
 
