@@ -67,7 +67,7 @@ class Checkpoint:
     optimiser: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     unwritten: list[dict[str, float]] = field(default_factory=list)  # logs of the steps since the last row
-    best_miou: float = -1.0  # the headline network's on the val list; -1 before the first validation
+    best_miou: float = -1.0  # the headline's on the val list, a pretraining's last one; -1: none yet
     best_step: int = 0
     best: Networks = field(default_factory=dict)
     seconds: float = 0.0  # of all sittings, checkpoints included, validation not
@@ -122,29 +122,29 @@ def load(folder: Path, identity: Identity) -> Checkpoint | None:
     A broken one is set aside, with a line on stderr, and the one before it is returned. Raises UserError if
     all are broken, or if the checkpoint belongs to another identity.
     """
-    broken: list[str] = []
+    broken: dict[Path, str] = {}
     for path in (folder / FINISHED, folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
             checkpoint = Checkpoint(**read(path))
         except (ValueError, TypeError) as error:
-            broken.append(f"{path}: not a readable checkpoint ({error})")
+            broken[path] = f"{path}: not a readable checkpoint ({error})"
             continue
         if difference := identity.difference(vars(checkpoint)):
             raise UserError(
                 f"{path}: belongs to {difference}; restore what it was trained with to go on, or remove "
                 f"{folder} to train from the start"
             )
-        if broken:
-            (folder / LAST).replace(folder / BROKEN)
+        for damaged, said in broken.items():
+            damaged.replace(folder / BROKEN)
             print(
-                f"{broken[0]}, now {BROKEN}: going on from the one before it, step {checkpoint.step}",
+                f"{said}, now {BROKEN}: going on from the one before it, step {checkpoint.step}",
                 file=sys.stderr,
             )
         return checkpoint
     if broken:
-        raise UserError(f"{'; '.join(broken)}; remove {folder} to train from the start")
+        raise UserError(f"{'; '.join(broken.values())}; remove {folder} to train from the start")
     return None
 
 

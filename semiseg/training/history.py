@@ -53,7 +53,7 @@ class History:
         self._pending: list[tuple[int, Logs]] = []
         self._last_step, self._timed = first_step, 0
         self._writes = distributed.first()
-        self._events = SummaryWriter(folder, purge_step=first_step) if self._writes else None
+        self._events = SummaryWriter(folder, purge_step=first_step + 1) if self._writes else None
         self._terminal = sys.stderr.isatty() and self._writes
         self._bar = tqdm(
             total=steps,

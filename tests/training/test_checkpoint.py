@@ -101,6 +101,17 @@ def test_a_finished_runs_damaged_one_is_refused_and_named(tmp_path: Path) -> Non
     assert finished.exists()
 
 
+def test_a_finished_runs_damaged_one_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    state(1).save(tmp_path)
+    state(2).save(tmp_path)
+    (tmp_path / "last.pt").replace(tmp_path / "finished.pt")  # killed before it removed the others
+    finished = tmp_path / "finished.pt"
+    finished.write_bytes(finished.read_bytes()[:-100])
+    assert is_state(checkpoint.load(tmp_path, OURS), 1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.pt", "previous.pt"]
+    assert is_state(checkpoint.load(tmp_path, OURS), 1)
+
+
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     checkpoint.write(vars(state(7)), path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from semiseg.training import history as history_module
 from semiseg.training.divergence import Diverged
@@ -70,6 +71,19 @@ def test_a_checkpoint_between_two_rows_leaves_no_trace(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         one.drop(columns="images_per_second"), other.drop(columns="images_per_second")
     )
+
+
+def test_tensorboard_keeps_the_row_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = []
+    for first in (0, 2):
+        with History(tmp_path, "a/b/0", first, 4, rows, []) as history:
+            for step in (first, first + 1):
+                history.add(step, {"loss": torch.tensor(float(step))})
+            history.flush(0.1, 4)
+            rows = history.rows
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
