@@ -173,19 +173,14 @@ def _smaller_crop(config: RunConfig, as_is: int, card: float) -> Fit:
     geometry = config.protocol.geometry
     side = config.protocol.network.patch or MULTIPLE
     half = max(side, geometry.crop // 2 // side * side)
-    smaller = of_step(
-        dataclasses.replace(
-            config,
-            protocol=dataclasses.replace(config.protocol, geometry=dataclasses.replace(geometry, crop=half)),
-        )
-    )
-    if half == geometry.crop or smaller >= as_is:
+    halved = _changed(config, {"geometry": dataclasses.replace(geometry, crop=half)})
+    if halved is None or half == geometry.crop or (smaller := of_step(halved)) >= as_is:
         return Fit(as_is, None, as_is)
     by_area = (as_is - smaller) / (geometry.crop**2 - half**2)
     constant = as_is - by_area * geometry.crop**2
     room = (card - SPARE) / (1 + SPARE_SHARE) - constant
     crop = math.floor(math.sqrt(max(0, room) / by_area) / side) * side
-    if crop < 2 * side:
+    if crop < 2 * side or _changed(config, {"geometry": dataclasses.replace(geometry, crop=crop)}) is None:
         return Fit(as_is, None, as_is)
     return Fit(as_is, {"geometry": {"crop": crop}}, constant + by_area * crop**2)
 
