@@ -10,7 +10,7 @@ SHORT = "evaluate the run again"  # remedy for a short history
 
 
 def read(path: Path, remedy: str, *columns: str) -> pd.DataFrame:
-    """Return the rows of ``path`` by step.
+    """Return the rows of ``path``, in the order of their steps.
 
     Raises UserError, with ``remedy``, if it holds anything but numbers, or lacks step or one of ``columns``.
     """

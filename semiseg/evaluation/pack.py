@@ -1,12 +1,11 @@
 """Pack a run into one file, to publish it."""
 
-import hashlib
 import io
 import tarfile
 from pathlib import Path
 
 from semiseg.base.errors import UserError
-from semiseg.base.files import written_whole
+from semiseg.base.files import file_sha256, written_whole
 from semiseg.base.paths import Run
 from semiseg.evaluation import record, trained
 from semiseg.training.checkpoint import Identity
@@ -37,20 +36,15 @@ def pack(run: Run, path: Path) -> str:
         )
     files = {each.relative_to(run.artefacts).as_posix(): each for each in (*own, *predictions)}
     files["metrics.json"] = run.metrics
-    sums = "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+    sums = "".join(f"{file_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
     with written_whole(path) as temporary, tarfile.open(temporary, "w") as archive:
         _add(archive, SUMS, sums)
         for name in sorted(files):
             _add(archive, name, files[name].read_bytes())
-    return _sha256(path)
+    return file_sha256(path)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # without owner and time
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,8 +26,8 @@ TEMPERATURE = 0.07  # of the neighbours' votes
 class Probe:
     """Votes of the nearest neighbours in the features of a backbone, as in Wu et al., CVPR 2018.
 
-    Each position of the last map is a pixel with the class that the mask has at its centre. Images are scaled
-    to twice the side of a crop.
+    Each position of the last map is a pixel with the class that the mask has at its centre. An image's
+    long side is scaled to twice that of a crop.
     """
 
     dataset: PreparedDataset
@@ -71,6 +71,10 @@ class Probe:
         """Return features (N, D) and labels (N,) of the labelled positions of ``images``."""
         pixels = [self._pixels(network, image, mask) for _, image, mask in images]
         features, labels = (torch.cat(each) for each in zip(*pixels, strict=True))
+        if not (labels != IGNORE).any():
+            raise UserError(
+                f"{self.dataset.folder}: no position of the probe's masks has a class; label more pixels"
+            )
         return features[labels != IGNORE], labels[labels != IGNORE]
 
     def _pixels(self, network: Encoder, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,11 @@ def check_images(recipe: Pretraining, config: Config, images: int, key: str) -> 
     """Raise UserError if a training list of ``images`` is too short for the recipe's batch and queue."""
     held = config.held(recipe)
     if held > images:
+        both = held > recipe.batch
         raise UserError(
-            f"{key}: its batch and queue hold {held:,} images at a time, and {recipe.dataset} has {images:,} "
-            "training images, so that each image would be its own negative; lower batch or options: queue"
+            f"{key}: its {'batch and queue hold' if both else 'batch holds'} {held:,} images at a time, and "
+            f"{recipe.dataset} has {images:,} training images, so that some would be there twice; lower batch"
+            f"{' or options: queue' if both else ''}"
         )
 
 

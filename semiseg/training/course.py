@@ -70,8 +70,8 @@ class Course(Generic[Batch]):
     def complete(self) -> None:
         """Take every step that is left, and keep ``state`` up to date.
 
-        Raises Diverged for a loss or gradient that is not finite, Interrupted after SIGTERM or ctrl-C, and
-        ReaderDiedError.
+        Raises Diverged for a loss or gradient that is not finite, Interrupted after SIGTERM or ctrl-C,
+        another UserError for a file that cannot be read, and Abandoned if another process failed.
         """
         state, pace, resumed_at = self.state, self.pace, self.state.step
         history = History(

@@ -13,7 +13,7 @@ class LARS(Optimizer):
 
     The gradient with weight decay, g + β w, is scaled by ``trust`` ‖w‖ / ‖g + β w‖. Biases and the parameters
     of norms, which have one dimension, take neither decay nor scale (Chen et al., ICML 2020; Grill et al.,
-    NeurIPS 2020).
+    NeurIPS 2020). The rate scales the velocity, as in torch's SGD; in the paper it is summed in it.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class LARS(Optimizer):
             scale = torch.where((norm > 0) & (change_norm > 0), group["trust"] * norm / change_norm, 1)
             change = change * scale
         state = self.state[weight]
-        velocity = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        velocity = state["momentum_buffer"]
         velocity.mul_(group["momentum"]).add_(change)
         weight.add_(velocity, alpha=-group["lr"])
