@@ -159,7 +159,8 @@ def _batches(images: Iterable[Image], pixels: int) -> Iterator[list[Image]]:
 def evaluation_mode(networks: Iterable[nn.Module], device: torch.device, precision: str) -> Iterator[None]:
     """Predict in evaluation mode, without gradients, in ``precision``; afterwards restore every mode.
 
-    cuDNN does not time its algorithms meanwhile: it would do so for every size of image.
+    cuDNN does not time its algorithms meanwhile, and nothing is compiled: both would be done anew for every
+    size of image.
     """
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
@@ -169,7 +170,7 @@ def evaluation_mode(networks: Iterable[nn.Module], device: torch.device, precisi
         for module in modules:
             module.training = False
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with torch.inference_mode(), autocast:
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(), autocast:
             yield
     finally:
         torch.backends.cudnn.benchmark = timing

@@ -1,6 +1,7 @@
 """Scoring against plain loops over images, windows and pixels."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from semiseg.evaluation.score import OWN_SIZE, Scoring, predict, window_starts
 from semiseg.models.build import build
 from semiseg.models.network import Backbone, Maps, SegmentationNetwork
 from tests import miniature
+from tests.tiny import tiny_network
 
 CPU = torch.device("cpu")
 SCORING = Scoring(3, CPU, "fp32")
@@ -69,6 +71,21 @@ def photographs(*sizes: tuple[int, int]) -> list[score.Image]:
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         drawn.append((str(number), image, torch.randint(0, 3, size, generator=generator, dtype=torch.uint8)))
     return drawn
+
+
+def test_scoring_compiles_nothing_and_training_still_does() -> None:
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(module)
+        return module.forward
+
+    network = tiny_network(3).train()
+    network.decoder.compile(backend=backend)
+    SCORING.count({"student": network}, photographs((16, 16), (24, 16), (32, 24)))
+    assert not compiled
+    network(torch.rand(2, 3, 16, 16))
+    assert compiled
 
 
 def test_a_constant_network_on_three_sizes_by_hand():
