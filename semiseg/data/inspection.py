@@ -127,8 +127,7 @@ def find_options(path: str) -> tuple[Config, list[str]]:
     """Return the options that pair most images with a mask, and a remark for each other pair of folders.
 
     Of equals, that one is taken whose masks lie in a folder named like masks or labels, or else are grey or
-    palette images.
-    Raises UserError if ``path`` is not a folder, or no image in it has a mask.
+    palette images. Raises UserError if ``path`` is not a folder, or no image in it has a mask.
     """
     own = folder.own_folder(path)
     if not own.is_dir():
