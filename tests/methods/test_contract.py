@@ -15,6 +15,7 @@ from semiseg.models.network import SegmentationNetwork
 from semiseg.training import step as training_step
 from tests import miniature
 from tests.methods import many_decoders
+from tests.methods.operations import Operations
 from tests.tiny import tiny_network
 
 CLASSES, BATCH, CROP = 4, 2, 32
@@ -37,20 +38,20 @@ def configured(name: str) -> Config:
     return contract.configured(name, {}, PROTOCOL)
 
 
-def build(name: str) -> Method:
+def build(name: str, classes: int = CLASSES) -> Method:
     torch.manual_seed(0)
-    return contract.build(name, lambda: tiny_network(CLASSES, 8, 4), configured(name), TASK).train()
+    return contract.build(name, lambda: tiny_network(classes, 8, 4), configured(name), TASK).train()
 
 
-def batch(name: str) -> tuple[Labelled, Unlabelled | None]:
+def batch(name: str, size: int = BATCH, classes: int = CLASSES) -> tuple[Labelled, Unlabelled | None]:
     generator = torch.Generator().manual_seed(1)
-    images = torch.rand(BATCH, 3, CROP, CROP, generator=generator)
-    masks = torch.randint(CLASSES, (BATCH, CROP, CROP), generator=generator)
+    images = torch.rand(size, 3, CROP, CROP, generator=generator)
+    masks = torch.randint(classes, (size, CROP, CROP), generator=generator)
     masks[:, :4] = contract.IGNORE
     view = contract.views(name, configured(name), PROTOCOL.geometry)
     if view is None:
         return Labelled(images, masks), None
-    raw = torch.randint(256, (BATCH, 3, 36, 40), dtype=torch.uint8, generator=generator)
+    raw = torch.randint(256, (size, 3, 36, 40), dtype=torch.uint8, generator=generator)
     views = [view(image, generator) for image in raw]
     stacked = {key: torch.stack([each[key] for each in views]) for key in views[0]}
     return Labelled(images, masks), {
@@ -117,6 +118,36 @@ def test_every_trained_parameter_takes_a_gradient_at_some_moment(name: str) -> N
         without = lacking if without is None else without & lacking
         learner.after_step(step)
     assert not without
+
+
+# Of a step with a network of three layers, on the CPU. A loop would add to them; fewer are welcome.
+OPERATIONS = {
+    "cct": 300,
+    "cmb": 1940,
+    "cps": 185,
+    "dcc": 595,
+    "fixmatch": 285,
+    "mean_teacher": 150,
+    "pixel_contrast": 235,
+    "supervised": 45,
+    "u2pl": 440,
+}
+
+
+@pytest.mark.parametrize("method", miniature.METHODS)
+def test_more_images_and_classes_take_no_more_operations(method: str) -> None:
+    counts = []
+    for size, classes in ((BATCH, CLASSES), (2 * BATCH, CLASSES), (BATCH, 2 * CLASSES)):
+        learner = build(method, classes)
+        labelled, unlabelled = batch(method, size, classes)
+        for step in MOMENTS[2:]:
+            training_step.seed_everything(0, step)
+            with Operations() as operations:
+                learner.training_step(labelled, unlabelled, step)[0].backward()
+                learner.after_step(step)
+        counts.append(operations.count)
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] <= OPERATIONS[method]
 
 
 def test_the_networks_are_the_methods_own_and_the_first_is_the_headline(name: str) -> None:
