@@ -33,6 +33,6 @@ def supervised_contrastive_loss(
 
 
 def _log_sum_exp(values: Tensor, counted: Tensor) -> Tensor:
-    """Return log Σ exp of each row's counted values, (N, 1); without any, one whose exp is zero."""
+    """Return log Σ exp of each row's counted values, (N, 1); a row without any gets a number of exp 0."""
     smallest = torch.finfo(values.dtype).min / 2
     return torch.where(counted, values, smallest).logsumexp(dim=1, keepdim=True)

@@ -40,7 +40,7 @@ class Config(contract.Config):
     """CMB's hyper-parameters.
 
     Defaults follow the paper and, where it is silent, the released code, whose lines are given. "Released:"
-    names a value that differs; the recipe ``cmb-official`` sets all of these but class_balance, a protocol's.
+    names a value that differs; the recipe ``cmb-official`` sets all but class_balance, which a protocol sets.
     """
 
     labels_weak_view: ClassVar[bool] = True

@@ -34,7 +34,7 @@ class Config(contract.Config):
 
     Defaults follow the paper and, where it is silent, the released code, whose lines are given;
     "configuration" is configs/voc_cac_deeplabv3+_resnet50_1over8_datalist0.json. "Released:" names a value
-    that differs; the recipe ``dcc-official`` sets all of these, bank_steps as with ResNet-50 on VOC.
+    that differs; the recipe ``dcc-official`` sets all of these, with the bank_steps of ResNet-50 on VOC.
     """
 
     # total loss: cross-entropy + weight x what the unlabelled images teach, from a share of the run on

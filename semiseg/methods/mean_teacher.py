@@ -120,7 +120,8 @@ class Method(contract.Method):
         # The teacher sees the weak view, the student its own view.
         images, inside = unlabelled["image"], unlabelled["mask"] != IGNORE
         targets = self._targets(images)
-        likeliest, labels = targets.max(dim=1)  # those that the share of confident pixels counts are judged
+        likeliest, labels = targets.max(dim=1)
+        # The threshold is no mask; the log counts the pixels above it as pseudo-labelled.
         counts = judged(
             unlabelled.get(TRUTH), labels, likeliest >= config.threshold, self.student.num_classes
         )

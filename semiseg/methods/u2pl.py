@@ -47,7 +47,7 @@ class Config(contract.Config):
     """U2PL's hyper-parameters.
 
     Defaults follow the paper and, where it is silent, the released code. "Released:" names a value that
-    differs; the recipe ``u2pl-official`` sets those that are an option's. "Configuration" is
+    differs; the recipe ``u2pl-official`` sets those that an option has. "Configuration" is
     experiments/pascal/1464/ours/config.yaml; lines without a file are those of u2pl/utils/loss_helper.py.
     """
 

@@ -120,7 +120,7 @@ def test_every_trained_parameter_takes_a_gradient_at_some_moment(name: str) -> N
     assert not without
 
 
-# Of a step with a network of three layers, on the CPU. A loop would add to them; fewer are welcome.
+# Most operations of a step on the CPU, with a network of three layers. Lower a number that can be lower.
 OPERATIONS = {
     "cct": 300,
     "cmb": 1940,
