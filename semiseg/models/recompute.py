@@ -11,12 +11,15 @@ from torch.utils.checkpoint import checkpoint
 def recompute(backbone: nn.Module) -> None:
     """Let each block of ``backbone``, a member of its outermost sequences, keep only its inputs.
 
+    A single layer is no block: it would save nothing, and may change its input in place, as ReLU does.
     Results stay the same to the bit: the second pass draws the same random numbers, and batch norm's running
     statistics take the first pass alone. A block computes its forward pass twice.
     """
     for child in backbone.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
             for block in child:
+                if next(block.children(), None) is None:
+                    continue
                 contexts = partial(_contexts, block)
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
         else:
