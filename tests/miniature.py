@@ -36,11 +36,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "u2pl": {"anchors": 8, "negatives": 4, "dim": 8, "bank_size": 40, "bank_step": 16, "low_rank": 1},
     "mean_teacher": {"colours": {}, "cutmix": {"probability": 1, "area": [0.5, 0.5], "aspect": None}},
 }
+BACKBONE = "timm:test_resnet"  # of 0.4 million weights
 PROTOCOL: dict[str, Any] = {
     "dataset": "mini",
     "network": {
         "head": "deeplabv3plus",
-        "backbone": "resnet18",
+        "backbone": BACKBONE,
         "weights": "none",
         "output_stride": 16,
         "decoder_channels": 8,

@@ -26,8 +26,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
-import torchvision
 import yaml
 
 from pipeline import dvc_stages
@@ -38,7 +38,7 @@ from semiseg.data import families, lists
 from semiseg.data.archives import Download
 from semiseg.data.families import Family, File
 from semiseg.data.sources import cityscapes, voc
-from tests import project, releases
+from tests import miniature, project, releases
 from tests.project import ROOT
 
 Tree = dict[str, Any]
@@ -98,7 +98,7 @@ def params() -> Tree:
         transformer = network["backbone"].startswith("timm:")
         protocol["network"] = network | {
             "head": "deeplabv3plus" if transformer else network["head"],
-            "backbone": "resnet18",
+            "backbone": miniature.BACKBONE,
             "weights": weights(network["backbone"], network["weights"]),
             "output_stride": 16 if transformer else network["output_stride"],
             "decoder_channels": 8,
@@ -214,12 +214,12 @@ def stage(place: Path) -> Path:
         (reference / name).write_text((ROOT / "results" / "reference" / name).read_text())
     figures = pd.read_csv(ROOT / "results/reference/paper_results.csv", keep_default_na=False)
     figures["pretraining"] = list(map(weights, figures["backbone"], figures["pretraining"]))
-    figures["backbone"] = "resnet18"
+    figures["backbone"] = miniature.BACKBONE
     figures.to_csv(reference / "paper_results.csv", index=False)
     names = sorted({each["network"]["weights"] for each in tree["protocols"].values()})
     for number, name in enumerate(names):
         torch.manual_seed(number)
-        torch.save(torchvision.models.resnet18(weights=None).state_dict(), place / name)
+        torch.save(timm.create_model(miniature.BACKBONE.removeprefix("timm:")).state_dict(), place / name)
     return place
 
 

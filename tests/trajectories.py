@@ -33,9 +33,9 @@ def trajectory(method: str) -> dict[str, Any]:
     Returns its logs by step, the norm of each network's parameters, and the revisions that made them.
     """
     config = parameters.load().run(miniature.run(method))
-    config = replace(
-        config, protocol=replace(config.protocol, steps=STEPS, validate_every=STEPS, log_every=1)
-    )
+    network = replace(config.protocol.network, backbone="resnet18")
+    protocol = replace(config.protocol, network=network, steps=STEPS, validate_every=STEPS, log_every=1)
+    config = replace(config, protocol=protocol)
     dataset = prepared.open_dataset(config.dataset_name, config.dataset)
     device = torch.device("cpu")
     loop.train(config, dataset, splits.read(miniature.SPLIT, 0), device, Scoring.of(config, device))

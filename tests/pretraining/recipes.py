@@ -16,6 +16,7 @@ from semiseg.data.views import resized_crops
 from semiseg.models.network import Encoder
 from semiseg.pretraining import contract
 from semiseg.pretraining.contract import Method, Task
+from tests import miniature
 from tests.tiny import TinyBackbone
 
 METHODS = parameters.files_of("pretraining")
@@ -29,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 RECIPE: dict[str, Any] = {
     "dataset": "mini",
-    "backbone": "resnet18",
+    "backbone": miniature.BACKBONE,
     "weights": "none",
     "output_stride": 16,
     "crop": 32,

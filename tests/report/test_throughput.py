@@ -43,7 +43,7 @@ def test_the_size_is_that_of_the_model_which_a_run_writes(mini_project: Path, me
     found = throughput.measure(config, CPU)
     dataset = prepared.open_dataset("mini", config.dataset)
     loop.train(config, dataset, splits.read(miniature.SPLIT, 0), CPU, Scoring.of(config, CPU))
-    assert found.size == pytest.approx((config.run.artefacts / "model.pt").stat().st_size, rel=0.01)
+    assert found.size == pytest.approx((config.run.artefacts / "model.pt").stat().st_size, rel=0.03)
 
 
 def test_hours_are_the_steps_of_a_run_at_the_measured_speed(

@@ -10,7 +10,7 @@ from dvc.repo.reproduce import get_active_graph, plan_repro
 from pipeline import dvc_stages
 from semiseg.base import parameters, tree
 from semiseg.base.paths import Run
-from tests import project
+from tests import miniature, project
 from tests.project import ROOT, snakemake_commands, succeed
 
 PARAMS = parameters.load(ROOT / "params.yaml")
@@ -69,7 +69,7 @@ def small_demo(place: Path, recipes: list[str], steps: int = 4) -> Path:
     params["datasets"]["shapes"]["options"] = {"train": 24, "val": 4, "size": 64}
     params["datasets"]["shapes"]["shares"] = {"1/20": {"count": 4}}
     demo = params["protocols"]["demo"]
-    demo["network"] = {**demo["network"], "decoder_channels": 16}
+    demo["network"] = {**demo["network"], "backbone": miniature.BACKBONE, "decoder_channels": 16}
     demo["geometry"] = {"base_size": 64, "scale": [0.75, 1.5], "crop": 48}
     demo["methods"] = {"cmb": {"ramp_up_steps": 2, "memory_lead_steps": 1, "memory_confidence": 0.2}}
     demo |= {"labelled_batch": 2, "unlabelled_batch": 2, "steps": steps, "validate_every": 2, "log_every": 2}

@@ -1,4 +1,4 @@
-"""A miniature of voc-classic-dinov2 under both engines: a transformer, DPT, AdamW and UniMatch V2."""
+"""A miniature of voc-classic-dinov2: a transformer, DPT, AdamW and UniMatch V2."""
 
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from semiseg.evaluation import record
 from tests import project
 from tests.project import succeed
 
-pytestmark = pytest.mark.timeout(1800)
 GRID, RECIPES = "voc-classic-dinov2", ["supervised", "unimatch_v2"]
 
 
@@ -39,29 +38,23 @@ def shrink(params_file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The grid run by each engine in a project of its own."""
-    made = []
-    for engine in (["snakemake", GRID, "--cores", "1"], ["dvc", "repro", f"pipeline/dvc.yaml:{GRID}"]):
-        place = project.copy(tmp_path_factory.mktemp(engine[0]))
-        shrink(place / "params.yaml")
-        succeed(place, "pipeline.dvc_stages")
-        succeed(place, *engine)
-        made.append(place)
-    return made
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which the grid has been run."""
+    place = project.copy(tmp_path_factory.mktemp("project"))
+    shrink(place / "params.yaml")
+    succeed(place, "pipeline.dvc_stages")
+    succeed(place, "snakemake", GRID, "--cores", "1")
+    return place
 
 
-def test_both_engines_reach_the_same_table(places: list[Path]) -> None:
-    one, other = ((place / f"results/tables/{GRID}.csv").read_bytes() for place in places)
-    assert one == other
-    table = pd.read_csv(places[0] / f"results/tables/{GRID}.csv")
-    assert len(table) == len(RECIPES)
+def test_the_table_has_a_figure_for_every_recipe(place: Path) -> None:
+    table = pd.read_csv(place / f"results/tables/{GRID}.csv")
+    assert list(table["recipe"]) == RECIPES
+    assert table["miou_mean"].notna().all()
 
 
-def test_a_record_names_the_architectures_package(
-    places: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(places[0])
+def test_a_record_names_the_architectures_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     found = record.read(Run("unimatch_v2", "voc_dinov2-1_4", 0).metrics)
     assert {"timm", "torch"} <= found.provenance.packages.keys()
     assert found.provenance.config["protocol"]["optimiser"]["name"] == "adamw"
