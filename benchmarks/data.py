@@ -186,13 +186,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", help="a prepared dataset; else images are drawn")
+    parser.add_argument("--protocol", default="voc", help="whose scale and crop count")
     parser.add_argument("--images", type=int, default=512, help="at most so many")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--cache-mib", type=int, default=1024, help="memory for decoded images")
     parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    geometry = parameters.load().protocols["voc"].geometry
+    geometry = parameters.load().protocols[arguments.protocol].geometry
     with tempfile.TemporaryDirectory() as folder:
         if arguments.dataset is None:
             dataset = drawn(Path(folder), arguments.images)

@@ -113,12 +113,13 @@ def check_digest(path: Path, sha256: str) -> None:
     check(path, Download(sha256=sha256))
 
 
-def check_room(folder: Path, *archives: Path) -> None:
-    """Raise UserError unless the disk of ``folder`` has room for the archives' contents.
+def check_room(folder: Path, *archives: Path, converted: int = 0) -> None:
+    """Raise UserError unless the disk of ``folder`` has room for the archives' contents and what they become.
 
-    Their own sizes are the measure: images and masks are compressed already.
+    The archives' own sizes are the measure, because images and masks are compressed already; ``converted`` is
+    the size in bytes of files that are made from them.
     """
-    needed, free = sum(path.stat().st_size for path in archives), shutil.disk_usage(folder).free
+    needed, free = sum(path.stat().st_size for path in archives) + converted, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder}: unpacking needs {_gigabytes(needed)}, its disk has {_gigabytes(free)} free; free "

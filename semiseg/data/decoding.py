@@ -20,7 +20,8 @@ from semiseg.base.labels import IGNORE
 
 # Pillow's errors for a file that it cannot decode.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with a second picture, from some phones
+# MPO: a JPEG with a second picture, from some phones. PPM: uncompressed, as Cityscapes is prepared.
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "PPM")
 # Pillow stretches greyscale PNG of fewer than 8 bits to 0-255; these factors lead back to the stored values.
 STRETCHED: dict[int | None, int] = {2: 85, 4: 17}
 
@@ -28,7 +29,7 @@ Raster = NDArray[np.uint8]
 
 
 def decode_image(path: Path) -> Raster:
-    """Decode a JPEG or PNG image as it is shown, EXIF orientation applied, to RGB (H, W, 3) uint8.
+    """Decode a JPEG, PNG or PPM image as it is shown, EXIF orientation applied, to RGB (H, W, 3) uint8.
 
     Raises UserError naming a file that cannot be decoded, is of another format, or has more than 8 bits a
     channel: which part of their range matters is for its owner to say.

@@ -146,13 +146,13 @@ def test_a_disk_without_room_is_told_before_unpacking(monkeypatch: pytest.Monkey
     for name in ("a.tar", "b.zip"):
         Path(name).write_bytes(b"x" * 600)
     usage = shutil.disk_usage(".")
-    for free, enough in ((1200, True), (1199, False)):
+    for free, converted, enough in ((1200, 0, True), (1199, 0, False), (1209, 10, False), (1210, 10, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
         if enough:
-            archives.check_room(Path(), Path("a.tar"), Path("b.zip"))
+            archives.check_room(Path(), Path("a.tar"), Path("b.zip"), converted=converted)
             continue
         with pytest.raises(UserError, match=r"unpacking needs 0\.0 GB, .* free space") as refusal:
-            archives.check_room(Path(), Path("a.tar"), Path("b.zip"))
+            archives.check_room(Path(), Path("a.tar"), Path("b.zip"), converted=converted)
         assert "\n" not in str(refusal.value)
 
 

@@ -13,6 +13,7 @@ from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.data import archives, prepared, sources
 from semiseg.data.archives import Download
+from semiseg.data.decoding import decode_image
 from semiseg.data.sources import cityscapes
 from tests import releases
 from tests.releases import Files, Server
@@ -125,6 +126,22 @@ def test_the_19_classes_are_those_that_the_benchmark_scores() -> None:
     ignored = {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}
     assert set(cityscapes.TRAIN_IDS) == set(range(cityscapes.LABEL_IDS)) - ignored
     assert (cityscapes.Config().train, cityscapes.Config().val) == (2975, 500)
+
+
+@pytest.mark.usefixtures("project")
+def test_images_are_kept_uncompressed_with_the_same_pixels() -> None:
+    release = releases.cityscapes_archives()
+    Path("data/archives").mkdir(parents=True)
+    for name, content in release.items():
+        Path("data/archives", name).write_bytes(content)
+    sources.prepare("cityscapes", CITYSCAPES)
+    with zipfile.ZipFile(io.BytesIO(release[cityscapes.IMAGES])) as archive:
+        png = Image.open(archive.open(f"leftImg8bit/{PLACE}_leftImg8bit.png"))
+    dataset = prepared.open_dataset("cityscapes", CITYSCAPES)
+    path = dataset.image_path(Path(PLACE).name)
+    assert path.stat().st_size == len("P6\n64 48\n255\n") + 64 * 48 * 3
+    assert np.array_equal(decode_image(path), np.array(png))
+    assert not any(dataset.folder.rglob("*leftImg8bit*"))
 
 
 @pytest.mark.usefixtures("project")
