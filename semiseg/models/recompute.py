@@ -1,8 +1,9 @@
 """Compute activations a second time in the backward pass instead of keeping them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -20,10 +21,16 @@ def recompute(backbone: nn.Module) -> None:
             for block in child:
                 if next(block.children(), None) is None:
                     continue
+                again = partial(_on_copies, block.forward)
                 contexts = partial(_contexts, block)
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+                block.forward = partial(checkpoint, again, use_reentrant=False, context_fn=contexts)
         else:
             recompute(child)
+
+
+def _on_copies(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """Call ``forward`` on copies of its lists of tensors, which HRNet's blocks change in place."""
+    return forward(*(list(each) if isinstance(each, list) else each for each in inputs), **named)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -12,7 +12,13 @@ from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.recompute import recompute
 
-BACKBONES = {"resnet18": 16, "efficientnet_lite0": 16, "timm:convnext_atto": 16, "timm:test_resnet": 16}
+BACKBONES = {
+    "resnet18": 16,
+    "efficientnet_lite0": 16,
+    "timm:convnext_atto": 16,
+    "timm:test_resnet": 16,
+    "timm:hrnet_w18_small": 16,
+}
 
 
 @pytest.fixture(params=BACKBONES)
