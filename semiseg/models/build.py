@@ -58,4 +58,24 @@ def new_backbone(network: ChosenBackbone) -> Backbone:
 def check(network: Network) -> None:
     """Raise UserError if the backbone, the head or the two together cannot be built. Weights are not read."""
     with torch.device("meta"):  # shapes alone
-        build(dataclasses.replace(network, weights="none"), num_classes=2)
+        built = build(dataclasses.replace(network, weights="none"), num_classes=2)
+        if isinstance(built.backbone, Pyramid):
+            _try(built.backbone, network.backbone)
+
+
+def _try(backbone: Pyramid, name: str) -> None:
+    """Raise UserError unless ``backbone`` tells its layers and has maps of the right sizes; timm has many."""
+    height, width = 128, 192
+    try:
+        backbone.parameters_by_layer()
+        maps = backbone.eval()(torch.empty(1, 3, height, width))
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        said = f"{type(error).__name__} {error}".strip()
+        raise UserError(f"network: backbone: {name} cannot be used ({said}); choose another") from None
+    sizes = [tuple(each.shape[-2:]) for each in maps]
+    expected = [(-(-height // stride), -(-width // stride)) for stride in (4, backbone.output_stride)]
+    if sizes != expected:
+        raise UserError(
+            f"network: backbone: {name} gives maps of {sizes} for an image of {(height, width)}, where "
+            f"{expected} are needed; choose another"
+        )
