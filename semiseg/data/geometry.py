@@ -75,22 +75,35 @@ def random_scale_crop_flip(
     Returns the crop (3, crop, crop) uint8 and its mask (crop, crop) uint8, 255 on padding; for an unlabelled
     image (mask None) the mask is 0 everywhere else.
     """
+    long_side, window, flipped = _drawn(image.shape[-2:], geometry, generator)
+    crop = resize_image(image, long_side)[:, *window]
+    if mask is None:
+        mask = torch.zeros(crop.shape[-2:], dtype=torch.uint8)
+    else:
+        mask = resize_mask(mask, long_side, window)
+    crop = pad_image(crop, geometry.crop, geometry.crop)
+    return (crop.flip(-1) if flipped else crop).contiguous(), _finished(mask, geometry, flipped)
+
+
+def mask_of_weak_view(mask: Tensor, geometry: Geometry, generator: torch.Generator) -> Tensor:
+    """Return what ``random_scale_crop_flip`` makes of the mask, without the image."""
+    long_side, window, flipped = _drawn(mask.shape, geometry, generator)
+    return _finished(resize_mask(mask, long_side, window), geometry, flipped)
+
+
+def _drawn(size: Sequence[int], geometry: Geometry, generator: torch.Generator) -> tuple[int, Window, bool]:
+    """Draw the long side in pixels, the crop's place, and whether it is flipped, of an image of ``size``."""
     low, high = geometry.scale
     long_side = round(geometry.base_size * (low + (high - low) * _uniform(generator)))
     side = geometry.crop
-    image = resize_image(image, long_side)
-    top, left = (_integer(max(0, length - side) + 1, generator) for length in image.shape[-2:])
+    top, left = (_integer(max(0, length - side) + 1, generator) for length in _scaled(size, long_side))
     window = slice(top, top + side), slice(left, left + side)
-    image = image[:, *window]
-    mask = (
-        torch.zeros(image.shape[-2:], dtype=torch.uint8)
-        if mask is None
-        else resize_mask(mask, long_side, window)
-    )
-    image, mask = pad_image(image, side, side), pad_mask(mask, side, side)
-    if _uniform(generator) < 0.5:
-        image, mask = image.flip(-1), mask.flip(-1)
-    return image.contiguous(), mask.contiguous()
+    return long_side, window, _uniform(generator) < 0.5
+
+
+def _finished(mask: Tensor, geometry: Geometry, flipped: bool) -> Tensor:
+    mask = pad_mask(mask, geometry.crop, geometry.crop)
+    return (mask.flip(-1) if flipped else mask).contiguous()
 
 
 def _uniform(generator: torch.Generator) -> float:

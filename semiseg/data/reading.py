@@ -32,13 +32,14 @@ def read_size(path: Path) -> tuple[int, int]:
         raise with_remedy(error, path) from None
 
 
-def read_mask(path: Path, image: Tensor, num_classes: int) -> Tensor:
-    """Read the prepared mask of ``image`` (3, H, W) as class ids (H, W) uint8.
+def read_mask(path: Path, image: Tensor | None, num_classes: int) -> Tensor:
+    """Read the prepared mask of ``image`` (3, H, W) as class ids (H, W) uint8; None if it is not at hand.
 
     Raises UserError naming a file that cannot be decoded, whose size is not that of ``image``, or that holds
     a value that is neither a class nor 255.
     """
+    size = None if image is None else (image.shape[-2], image.shape[-1])
     try:
-        return torch.from_numpy(decode_mask(path, (image.shape[-2], image.shape[-1]), num_classes))
+        return torch.from_numpy(decode_mask(path, size, num_classes))
     except UserError as error:
         raise with_remedy(error, path) from None

@@ -20,7 +20,7 @@ from semiseg.base.errors import EXIT_TRY_AGAIN, UserError
 from semiseg.base.parameters import Geometry
 from semiseg.base.processes import end_with_parent
 from semiseg.data.cache import FORK, SharedCache
-from semiseg.data.geometry import random_scale_crop_flip
+from semiseg.data.geometry import mask_of_weak_view, random_scale_crop_flip
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.reading import read_image, read_mask, read_size
 
@@ -58,9 +58,13 @@ class Images:
 
     def pair(self, identifier: str) -> tuple[Tensor, Tensor]:
         """Return an image (3, H, W) uint8 and its mask (H, W) uint8. Do not write to them."""
-        image, path = self.image(identifier), self._dataset.mask_path(identifier)
-        classes = len(self._dataset.classes)
-        return image, self._kept(_mask_key(identifier), lambda: read_mask(path, image, classes))
+        image = self.image(identifier)
+        return image, self.mask(identifier, image)
+
+    def mask(self, identifier: str, image: Tensor | None = None) -> Tensor:
+        """Return the mask (H, W) uint8 of an image, which need not be given. Do not write to it."""
+        path, classes = self._dataset.mask_path(identifier), len(self._dataset.classes)
+        return self._kept(_mask_key(identifier), lambda: read_mask(path, image, classes))
 
     def _kept(self, key: str, read: Callable[[], Tensor]) -> Tensor:
         return read() if self._cache is None else self._cache.get(key, read)
@@ -114,10 +118,10 @@ class _Labelled:
 
 class _Truth:
     def __init__(self, images: Images, geometry: Geometry) -> None:
-        self._read = _Labelled(images, geometry)
+        self._images, self._geometry = images, geometry
 
     def __call__(self, identifier: str, generator: torch.Generator) -> Tensor:
-        return self._read(identifier, generator)[1]
+        return mask_of_weak_view(self._images.mask(identifier), self._geometry, generator)
 
 
 class _Unlabelled:
@@ -137,13 +141,15 @@ def labelled_batches(
     first_step: int,
     last_step: int,
     workers: int,
+    parts: int = 1,
 ) -> Iterator[Sample]:
     """Yield the batches of steps [first_step, last_step): images (B, 3, c, c), masks (B, c, c), both uint8.
 
-    Each process gets its own block of every batch; ``batch_size`` is a multiple of their number.
+    Each process gets its own block of every batch or, if steps are trained in ``parts``, of each part, in
+    order; ``batch_size`` is a multiple of the processes times ``parts``.
     """
     stream = Stream(ids, seed, LABELLED, _Labelled(images, geometry))
-    return _batches(stream, batch_size, first_step, last_step, workers)
+    return _batches(stream, batch_size, first_step, last_step, workers, parts)
 
 
 def unlabelled_batches(
@@ -155,10 +161,11 @@ def unlabelled_batches(
     first_step: int,
     last_step: int,
     workers: int,
+    parts: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of steps [first_step, last_step): stacked outputs of ``view``, in blocks as above."""
     stream = Stream(ids, seed, UNLABELLED, _Unlabelled(images, view))
-    return _batches(stream, batch_size, first_step, last_step, workers)
+    return _batches(stream, batch_size, first_step, last_step, workers, parts)
 
 
 def truth_batches(
@@ -170,18 +177,19 @@ def truth_batches(
     first_step: int,
     last_step: int,
     workers: int,
+    parts: int = 1,
 ) -> Iterator[Tensor]:
     """Masks (B, c, c) uint8 of the images that ``unlabelled_batches`` yields as random_scale_crop_flip."""
     stream = Stream(ids, seed, UNLABELLED, _Truth(images, geometry))
-    return _batches(stream, batch_size, first_step, last_step, workers)
+    return _batches(stream, batch_size, first_step, last_step, workers, parts)
 
 
 def _batches(
-    stream: Stream[Any], batch_size: int, first_step: int, last_step: int, workers: int
+    stream: Stream[Any], batch_size: int, first_step: int, last_step: int, workers: int, parts: int
 ) -> Iterator[Any]:
     places = np.arange(first_step * batch_size, last_step * batch_size)
     share = batch_size // distributed.size()
-    blocks = places.reshape(-1, distributed.size(), share)
+    blocks = places.reshape(-1, distributed.size(), share // parts)
     loader = DataLoader(
         stream,
         share,
@@ -208,6 +216,7 @@ def evaluation_images(
         _Evaluation(dataset, ids),
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=FORK if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_serve,
     )

@@ -39,7 +39,7 @@ def batches(
         )
     labelled = labelled_batches(
         images, split.labelled, protocol.geometry,
-        protocol.labelled_batch, seed, first, last, protocol.workers,
+        protocol.labelled_batch, seed, first, last, protocol.workers, protocol.accumulate,
     )  # fmt: skip
     if view is None:
         for crops, masks in labelled:
@@ -49,12 +49,12 @@ def batches(
         return
     unlabelled = unlabelled_batches(
         images, split.unlabelled, view,
-        protocol.unlabelled_batch, seed, first, last, protocol.workers,
+        protocol.unlabelled_batch, seed, first, last, protocol.workers, protocol.accumulate,
     )  # fmt: skip
     if judged:
         truths = truth_batches(
             images, split.unlabelled, protocol.geometry,
-            protocol.unlabelled_batch, seed, first, last, protocol.workers,
+            protocol.unlabelled_batch, seed, first, last, protocol.workers, protocol.accumulate,
         )  # fmt: skip
         unlabelled = ({**views, TRUTH: truth} for views, truth in zip(unlabelled, truths, strict=True))
     for (crops, masks), views in zip(labelled, unlabelled, strict=True):

@@ -44,6 +44,29 @@ def test_every_epoch_is_a_permutation_of_its_own() -> None:
     assert len(set(draws)) == 48
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_part_of_a_batch_holds_the_same_images_on_any_number_of_processes(
+    mini_project: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    dataset = mini()
+    arguments = dataset.ids("train"), GEOMETRY, 8, 0, 0, 3, 0, parts
+
+    def own() -> list[tuple[Tensor, ...]]:
+        """Return this process's images of every step, part by part."""
+        batches = streams.labelled_batches(streams.Images(dataset), *arguments)
+        return [images.chunk(parts) for images, _ in batches]
+
+    whole = own()
+    monkeypatch.setattr(streams.distributed, "size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(streams.distributed, "rank", lambda rank=rank: rank)
+        shares.append(own())
+    for one, first, second in zip(whole, *shares, strict=True):
+        for part, *halves in zip(one, first, second, strict=True):
+            assert torch.equal(part, torch.cat(halves))
+
+
 def test_seeds_and_streams_differ_and_repeat() -> None:
     ids = [f"{number:02d}" for number in range(12)]
 
