@@ -37,7 +37,7 @@ def main() -> None:
     if arguments.measure and (lacking := plan.without_estimate(results)):
         from semiseg.report import throughput  # imports torch
 
-        measured = throughput.measured(lacking)
+        measured = throughput.measured(params, lacking)
     print(plan.terminal(results, refused, measured))
     if arguments.card is not None:
         from semiseg.report import memory  # imports torch

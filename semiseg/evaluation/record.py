@@ -53,6 +53,17 @@ class Provenance:
     peak_memory_mib: float | None  # on the accelerator; None on a CPU
     pretrained_sha256: str | None = None  # digest of the pretrained weights that it began with
 
+    @property
+    def devices(self) -> int:
+        """How many devices trained the run together, which ``device`` begins with: "4 x …"."""
+        several = re.match(r"(\d+) x ", self.device)
+        return int(several[1]) if several else 1
+
+    @property
+    def device_seconds(self) -> float:
+        """The seconds of training of all devices."""
+        return self.devices * self.train_seconds
+
 
 @dataclass(frozen=True)
 class Record:

@@ -134,6 +134,11 @@ def _joined(values: Iterable[str]) -> str:
 def setting(results: Results) -> list[str]:
     """Describe each protocol, and which network is scored."""
     said = [describe(results.params, name) for name in results.protocols()]
+    for name in results.recipes:
+        recipe = results.params.recipes[name]
+        if changed := {**recipe.network, **recipe.evaluation}:
+            fields = ", ".join(f"{field}: {str(value).lower()}" for field, value in changed.items())
+            said.append(f"`{name}` changes the protocol's {escape(fields)}.")
     scored: dict[str, list[str]] = {}
     for run, record in results.records.items():
         recipes = scored.setdefault(record.headline, [])

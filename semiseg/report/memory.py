@@ -27,7 +27,7 @@ from semiseg.base.parameters import Params, RunConfig
 from semiseg.losses import directional_blocks
 from semiseg.methods import contract
 from semiseg.methods.contract import Labelled, Method
-from semiseg.report.throughput import random_batch, untrained_learner
+from semiseg.report.throughput import on_one_card, random_batch, untrained_learner
 from semiseg.training.step import new_optimiser, poly, seed_everything, take_step
 
 CPU = torch.device("cpu")
@@ -196,7 +196,7 @@ def terminal(params: Params, grid: str, card: float) -> str:
                 if run.recipe == recipe and params.splits[run.split].protocol == protocol
             )
             print(f"computing {recipe} under {protocol}", file=sys.stderr)
-            found = fit(_on_one_card(params.run(run), params.gpus(run)), card * GIB)
+            found = fit(on_one_card(params.run(run), params.gpus(run)), card * GIB)
             rows.append((recipe, protocol, f"{found.peak / GIB:.1f}", _said(found)))
     table = tabulate(
         rows,
@@ -211,13 +211,6 @@ def terminal(params: Params, grid: str, card: float) -> str:
         f"of a smaller crop are interpolated. Fits: with {SPARE_SHARE:.0%} and {SPARE / GIB:g} GiB more for "
         "CUDA and gaps, which is\nassumed, not measured. What each change means: docs/one-small-gpu.md"
     )
-
-
-def _on_one_card(config: RunConfig, gpus: int) -> RunConfig:
-    """Return a run with the part of its batches that one of ``gpus`` trains."""
-    protocol = config.protocol
-    own = {name: getattr(protocol, name) // gpus for name in ("labelled_batch", "unlabelled_batch")}
-    return dataclasses.replace(config, protocol=dataclasses.replace(protocol, **own))
 
 
 def _said(found: Fit) -> str:

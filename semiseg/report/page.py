@@ -234,7 +234,7 @@ def _row(run: Run, record: Record) -> tuple[str | list[Link], ...]:
         origin.device,
         origin.finished[:10],
         f"{origin.train_seconds / 60:.1f}",
-        f"{origin.train_seconds / 3600:.2f}" if _on_gpu(record) else "",
+        f"{origin.device_seconds / 3600:.2f}" if _on_gpu(record) else "",
         f"{origin.images_per_second:.1f}",
         "" if origin.peak_memory_mib is None else f"{origin.peak_memory_mib:.0f}",
         origin.config_sha256,
@@ -254,7 +254,7 @@ def cost(records: Sequence[Record]) -> str:
     said = []
     for some, unit in ((gpu, "GPU-hours"), (cpu, "CPU hours")):
         if some:
-            hours = sum(each.provenance.train_seconds for each in some) / 3600
+            hours = sum(each.provenance.device_seconds for each in some) / 3600
             said.append(f"{hours:.2f} {unit} ({foot.runs_of(len(some))})")
     peak = max((each.provenance.peak_memory_mib or 0 for each in gpu), default=0)
     memory = f"; at most {peak:,.0f} MiB of GPU memory a run" if gpu else ""

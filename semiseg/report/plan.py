@@ -27,6 +27,7 @@ SPEED = (
     "geometry",
     "labelled_batch",
     "unlabelled_batch",
+    "accumulate",
     "precision",
     "compile",
     "threads",
@@ -133,7 +134,7 @@ def _estimate(wanted: Mapping[str, Any], records: Sequence[Record], remark: str)
     device = max(records, key=lambda each: each.provenance.finished).provenance.device
     records = [each for each in records if each.provenance.device == device]
     seconds = [
-        each.provenance.train_seconds
+        each.provenance.device_seconds
         / (_protocol(each)["steps"] * _images(_protocol(each)))
         * (wanted["steps"] * _images(wanted))
         for each in records

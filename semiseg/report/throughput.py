@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from semiseg.base import provenance
-from semiseg.base.parameters import RunConfig
+from semiseg.base.parameters import Params, RunConfig
 from semiseg.data.geometry import random_scale_crop_flip
 from semiseg.methods import contract
 from semiseg.methods.contract import Config, Logs, Method, Task, View
@@ -23,17 +23,31 @@ WARM_UP, STEPS = 3, 5
 LEAD = 6.0  # between a pixel's two highest logits: among 21 classes, a confidence of 0.95 and more
 
 
-def measured(configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
+def measured(params: Params, configs: Iterable[RunConfig]) -> dict[tuple[str, str], Estimate]:
     """Return an estimate for each of ``configs``, by recipe and protocol, on the device a run would claim.
 
     Raises UserError for too small a GPU.
     """
     with claimed(threads=1) as device:
-        return {(each.run.recipe, each.protocol_name): measure(each, device) for each in configs}
+        return {
+            (each.run.recipe, each.protocol_name): measure(each, device, params.gpus(each.run))
+            for each in configs
+        }
 
 
-def measure(config: RunConfig, device: torch.device) -> Estimate:
-    """Train the last step of a run a few times, from random weights: by then every loss takes part."""
+def on_one_card(config: RunConfig, gpus: int) -> RunConfig:
+    """Return a run with the part of its batches that one of ``gpus`` trains."""
+    protocol = config.protocol
+    own = {name: getattr(protocol, name) // gpus for name in ("labelled_batch", "unlabelled_batch")}
+    return dataclasses.replace(config, protocol=dataclasses.replace(protocol, **own))
+
+
+def measure(config: RunConfig, device: torch.device, gpus: int = 1) -> Estimate:
+    """Train the last step of a run a few times, from random weights: by then every loss takes part.
+
+    Of a run on several ``gpus`` one's share is trained; their exchange is not measured.
+    """
+    config = on_one_card(config, gpus)
     print(f"measuring {config.run.recipe} under {config.protocol_name}", file=sys.stderr)
     protocol = config.protocol
     torch.set_num_threads(protocol.threads)
@@ -42,13 +56,14 @@ def measure(config: RunConfig, device: torch.device) -> Estimate:
     step, learner, images = last_step(config, device)
     seconds = _seconds(step, device)
     memory = ""
+    share = f", one of {gpus} GPUs' share" if gpus > 1 else ""
     if device.type == "cuda":
         memory = f" ({torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB)"
     return Estimate(
-        seconds=protocol.steps * seconds,
+        seconds=gpus * protocol.steps * seconds,
         size=2 * _size(learner),  # model.pt: at the last and at the best step
         basis=f"{STEPS} steps of random images measured now, {images / seconds:.2f} images/s, "
-        f"{provenance.device_name(device)}{memory}; reading not included",
+        f"{provenance.device_name(device)}{memory}{share}; reading not included",
     )
 
 

@@ -170,6 +170,13 @@ def test_a_page_says_what_the_runs_took(params: Params, finish: Finish) -> None:
     assert Reader(MAIN).texts("td").count("1.25") == 2
 
 
+def test_hours_are_those_of_all_gpus(params: Params, finish: Finish) -> None:
+    finish("cmb", "small-1_8", 0, 0.5, train_seconds=3600.0, device="4 x A GPU", peak_memory_mib=1000.0)
+    page.write(params)
+    assert any("4.00 GPU-hours (1 run)" in each for each in Reader(MAIN).texts("li"))
+    assert "4.00" in Reader(MAIN).texts("td")
+
+
 def test_figures_lie_beside_the_pages(written: Params) -> None:
     images = Reader(MAIN).images
     assert [image["src"] for image in images] == [

@@ -121,6 +121,13 @@ def test_one_device_is_not_averaged_with_another(params: Params, took: Callable[
     assert (found.seconds, found.basis) == (1800.0, "1 run of cmb on shapes, A GPU")
 
 
+def test_an_estimate_is_of_all_devices_together(params: Params, took: Callable[..., Record]) -> None:
+    took("cmb", "small-1_8", 0, 1800.0, device="4 x A GPU")
+    found = guess(params, "cmb")
+    assert found is not None
+    assert found.seconds == 4 * 1800.0
+
+
 def test_totals_of_time_and_disk(params: Params, took: Callable[..., Record]) -> None:
     for recipe, seconds in (("supervised", 1800.0), ("cmb", 7200.0), ("dcc", 3600.0)):
         for seed in (0, 1):

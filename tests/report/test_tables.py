@@ -140,6 +140,16 @@ def test_the_page_says_what_the_numbers_rest_on(params: Params, finish: Finish) 
     assert rows(second)[2][1] == "53.5 ± 4.9 (2)"  # 57 and 50: 7 / sqrt(2)
 
 
+def test_the_foot_names_the_recipes_that_change_the_network_or_the_scoring(params: Params) -> None:
+    own = replace(params.recipes["dcc"], network={"head": "pspnet"}, evaluation={"flip": True})
+    changed = replace(params, recipes={**params.recipes, "dcc": own})
+    said = foot.setting(collect(changed, "main"))
+    assert [each for each in said if "`dcc`" in each] == [
+        "`dcc` changes the protocol's head: pspnet, flip: true."
+    ]
+    assert not any("`cmb`" in each for each in said)
+
+
 def test_the_foot_tells_how_images_are_scored() -> None:
     whole = Evaluation(long_side=None, window=None, stride=None, flip=False, recalibrate=None)
     windows = replace(whole, long_side=1024, window=801, stride=0.5, flip=True)
@@ -268,8 +278,8 @@ def test_a_name_with_dots_has_files_of_its_own(params: Params) -> None:
 def test_what_a_network_starts_from_is_part_of_its_columns_name(params: Params) -> None:
     """A pretraining from other weights is another claim, so its own start is told as well."""
     recipes = {
-        "plain": tree("simclr", dataset="shapes"),
-        "more": tree("moco", dataset="shapes", weights="imagenet"),
+        "plain": tree("simclr", dataset="shapes", backbone="resnet18"),
+        "more": tree("moco", dataset="shapes", backbone="resnet18", weights="imagenet"),
     }
     tree_of = yaml.safe_load(PARAMS)
     small = tree_of["protocols"]["small"]
