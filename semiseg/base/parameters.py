@@ -463,11 +463,12 @@ class Params:
         """Return a protocol with the fields that the recipe changes."""
         recipe, protocol = self.recipes[recipe_name], self.protocols[protocol_name]
         key = f"params.yaml: recipes: {recipe_name}"
-        return dataclasses.replace(
-            protocol,
-            network=_changed(protocol.network, recipe.network, f"{key}: network"),
-            evaluation=_changed(protocol.evaluation, recipe.evaluation, f"{key}: evaluation"),
-        )
+        network = _changed(protocol.network, recipe.network, f"{key}: network")
+        evaluation = _changed(protocol.evaluation, recipe.evaluation, f"{key}: evaluation")
+        try:
+            return dataclasses.replace(protocol, network=network, evaluation=evaluation)
+        except ValueError as error:
+            raise UserError(f"{key} (under protocols: {protocol_name}): {error}") from None
 
     def grids_of(self, run: paths.Run) -> list[str]:
         """Return the names of the grids whose tables show ``run``."""

@@ -145,6 +145,16 @@ def test_a_recipe_changes_fields_of_the_network_and_the_scoring_for_itself_alone
         ("network", {"depth": 5}, "recipes: cmb-own: network: .*depth"),
         ("network", {"output_stride": 4}, "recipes: cmb-own: network: output_stride"),
         ("evaluation", {"recalibrate": 1.5}, "recipes: cmb-own: evaluation: recalibrate"),
+        (
+            "network",  # whose patch does not divide the crop
+            {
+                "head": "dpt",
+                "backbone": "timm:vit_small_patch14_dinov2",
+                "output_stride": 14,
+                "weights": "none",
+            },
+            r"recipes: cmb-own \(under protocols: short\): geometry: crop",
+        ),
     ],
 )
 def test_a_field_that_a_recipe_cannot_change_is_refused(
