@@ -23,7 +23,7 @@ from semiseg.data.sources.folder import Config, own_folder
 SECTIONS = ("grids", "protocols", "datasets")
 SMALL = "-small"  # ends the names of the protocol and the grid for a laptop
 RATIOS = (Fraction(1, 16), Fraction(1, 8), Fraction(1, 4), Fraction(1, 2))
-FEWEST = 4  # labelled images of a share
+FEWEST, FEWEST_ON_GPU = 4, 8  # labelled images of a share: the batches of ANCHORS
 MULTIPLE = 16  # pixels: of a crop
 DEFAULTS = {each.name: each.default for each in dataclasses.fields(Config)}  # of the source's options
 ANCHORS = ("cpu", "gpu")  # protocols of params.yaml that the entry takes its other fields from
@@ -64,7 +64,8 @@ def free_name(params: Params, folder: str) -> str:
 
 def entry(name: str, found: Inspection) -> Entry:
     """Return the lines that make ``name`` a dataset with a grid for a laptop and one for a GPU."""
-    ratios = [*map(str, shares(found.masks.get("train", 0))), FULL]
+    masked = found.masks.get("train", 0)
+    ratios, on_gpu = ([*map(str, shares(masked, fewest)), FULL] for fewest in (FEWEST, FEWEST_ON_GPU))
     quarter = "1/4" if "1/4" in ratios else ratios[0]
     small, large = geometry(found, 240, 128), geometry(found, 2048, 512 if found.long_side >= 1000 else 320)
     given = {name: value for name, value in vars(found.options).items() if value != DEFAULTS.get(name)}
@@ -82,7 +83,7 @@ def entry(name: str, found: Inspection) -> Entry:
 {name}:
   title: "{name}"
   protocol: {dataset}
-  shares: [{", ".join(ratios)}]
+  shares: [{", ".join(on_gpu)}]
   recipes: [supervised, cmb, dcc]
   seeds: [0, 1, 2]
 """,
@@ -121,9 +122,9 @@ def class_names(found: Inspection) -> list[str]:
     return [f"class_{value}" for value in range(found.num_classes)]
 
 
-def shares(images: int) -> list[Fraction]:
-    """Return the usual shares that label at least FEWEST of ``images``, and not all of them."""
-    return [each for each in RATIOS if FEWEST <= Share(each).labelled_count(images) < images]
+def shares(images: int, fewest: int) -> list[Fraction]:
+    """Return the usual shares that label at least ``fewest`` of ``images``, and not all of them."""
+    return [each for each in RATIOS if fewest <= Share(each).labelled_count(images) < images]
 
 
 def geometry(found: Inspection, base_size: int, crop: int) -> tuple[int, int]:
