@@ -34,7 +34,7 @@ LARGEST = 2**24  # pixels of an image that is predicted as a whole: 4096 x 4096
 TILE = 2048  # pixels, the side of a tile
 MARGIN = 256  # pixels that are seen around a tile
 LEGEND = "legend.png"
-SUFFIXES = (".jpg", ".jpeg", ".png")  # suffixes of images in a folder, in any case
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm")  # suffixes of images in a folder, in any case
 
 Place = tuple[slice, slice]  # rows and columns
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from semiseg.base.errors import UserError
+from semiseg.base.gpu_memory import enough_memory
 from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import PretrainingConfig
 from semiseg.data.geometry import resize_image
@@ -52,7 +53,8 @@ class Probe:
     def count(self, networks: Mapping[str, Encoder], images: Iterable[Image]) -> dict[str, Tensor]:
         """Return each encoder's confusion matrix over the images' positions: (C, C) int64 on the CPU."""
         classes = len(self.dataset.classes)
-        with evaluation_mode(networks.values(), self.device, self.precision):
+        enough = enough_memory("the probe", "lower crop or set precision: bf16 in the pretraining")
+        with enough, evaluation_mode(networks.values(), self.device, self.precision):
             labelled = list(evaluation_images(self.dataset, self.ids, self.workers))
             banks = {name: self._bank(network, labelled) for name, network in networks.items()}
             totals = dict.fromkeys(networks, torch.zeros(classes, classes, dtype=torch.int64))

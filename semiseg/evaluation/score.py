@@ -63,8 +63,9 @@ class Scoring:
                     f"scoring {len(batch)} image(s) of {width}x{height}",
                     "set precision: bf16, or a window, in the protocol",
                 ):
-                    raw = torch.stack([image for _, image, _ in batch]).to(device, non_blocking=True)
-                    masks = torch.stack([mask for _, _, mask in batch]).to(device, non_blocking=True)
+                    # Only what the reader has pinned is copied without waiting; a stack of it is not pinned.
+                    raw = torch.stack([image.to(device, non_blocking=True) for _, image, _ in batch])
+                    masks = torch.stack([mask.to(device, non_blocking=True) for _, _, mask in batch])
                     for total, (name, network) in zip(totals, networks.items(), strict=True):
                         probabilities = predict(network, raw, self.evaluation)
                         labels = probabilities.argmax(1)

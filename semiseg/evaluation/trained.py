@@ -18,20 +18,23 @@ from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import checkpoint
 from semiseg.training.batches import on_device
-from semiseg.training.step import seed_everything
+from semiseg.training.step import enough_memory_for_a_step, seed_everything
 
 State = Mapping[str, Tensor]
 """A network's state dict."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return what training wrote to ``path``. Raises UserError for any other file, and one that is broken."""
+def read(path: Path, remedy: str = "remove it, train again") -> dict[str, Any]:
+    """Return what training wrote to ``path``.
+
+    Raises UserError for any other file and, with the ``remedy``, for one that is broken.
+    """
     if not path.exists():
         raise UserError(f"{path}: not there; train the run first")
     try:
         model = checkpoint.read(path)
     except ValueError as error:
-        raise UserError(f"{path}: not readable ({error}); remove it, train again") from error
+        raise UserError(f"{path}: not readable ({error}); {remedy}") from error
     if not isinstance(model, dict) or not model.get("last"):
         raise UserError(f"{path}: not a model.pt that training wrote; give another file")
     return model
@@ -44,7 +47,7 @@ def state(config: RunConfig, weights: Path | None = None, name: str | None = Non
     of any other run. Raises UserError for a file that cannot be used and a name that it does not have.
     """
     path = weights or config.run.artefacts / "model.pt"
-    model = read(path)
+    model = read(path) if weights is None else read(path, "give another file")
     if weights is None and model.get("config_sha256") != config.digest():
         raise UserError(
             f"{path}: trained with another configuration in params.yaml; train the run again, or name the "
@@ -93,5 +96,8 @@ def recalibrate(
         protocol.labelled_batch, config.run.seed, 0, steps, protocol.workers,
     )  # fmt: skip
     seed_everything(config.run.seed, 0)  # dropout is active, as in training
-    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+    with (
+        enough_memory_for_a_step(config, unlabelled=False),
+        torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"),
+    ):
         update_bn((on_device(*each, None, device)[0].images for each in crops), network)

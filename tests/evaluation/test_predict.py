@@ -288,7 +288,7 @@ def test_the_weights_of_a_run_or_of_a_file(mini_project: Path) -> None:
         with pytest.raises(UserError, match=r"other\.pt"):
             trained.state(config, Path("other.pt"))
     Path("other.pt").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"other\.pt"):
+    with pytest.raises(UserError, match=r"other\.pt: .*give another file"):
         trained.state(config, Path("other.pt"))
     with pytest.raises(UserError, match=r"none\.pt"):
         trained.state(config, Path("none.pt"))
