@@ -94,8 +94,7 @@ def fetch(
     raise UserError(f"{tried}; put {name} into {paths.ARCHIVES}/")
 
 
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return the digest of a file, in hex."""
+def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -290,7 +289,7 @@ def _check(path: Path, download: Download) -> None:
     if download.size is not None and size != download.size:
         raise UserError(f"it has {size} bytes, expected {download.size}")
     for algorithm, expected in (("sha256", download.sha256), ("md5", download.md5)):
-        if expected is not None and (found := file_digest(path, algorithm)) != expected:
+        if expected is not None and (found := _digest(path, algorithm)) != expected:
             raise UserError(f"its {algorithm} is {found}, expected {expected}")
 
 

@@ -18,7 +18,6 @@ class Split:
 
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
-    sha256: str  # digest of the file labelled.txt
     labelled_sha256: str  # digest of the labelled ids in order, see ids_sha256
 
     @property
@@ -85,8 +84,7 @@ def read(name: str, seed: int) -> Split:
     labelled, unlabelled = folder / "labelled.txt", folder / "unlabelled.txt"
     try:
         ids = _read_list(labelled)
-        sha256 = hashlib.sha256(labelled.read_bytes()).hexdigest()
-        return Split(ids, _read_list(unlabelled), sha256, ids_sha256(ids))
+        return Split(ids, _read_list(unlabelled), ids_sha256(ids))
     except FileNotFoundError as error:
         said = f"{error.filename}: not there"
     except UserError as error:

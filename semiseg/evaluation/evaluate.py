@@ -16,7 +16,6 @@ from semiseg.base.errors import UserError
 from semiseg.base.files import write_text
 from semiseg.base.parameters import RunConfig, canonical
 from semiseg.base.paths import Run
-from semiseg.data import splits
 from semiseg.data.prepared import PreparedDataset
 from semiseg.data.splits import Split
 from semiseg.data.streams import evaluation_images
@@ -86,7 +85,7 @@ def score_run(config: RunConfig, dataset: PreparedDataset, split: Split, device:
         best=Scores(model["best_step"], {name: scores[f"best.{name}"] for name in model["best"]}),
         provenance=Provenance(
             **dataclasses.asdict(identity),
-            labelled_set_sha256=splits.ids_sha256(sorted(split.labelled)),
+            labelled_set_sha256=split.labelled_set_sha256,
             config=json.loads(canonical(config)),
             revision=model["revision"],
             packages=model["packages"],

@@ -25,7 +25,7 @@ from semiseg.data.augment import (
 from semiseg.losses import class_memory_loss, cross_entropy, entropy_loss
 from semiseg.losses.class_balance import median_frequency_weights
 from semiseg.methods import contract
-from semiseg.methods.common import judged, pseudo_labelled, ramp_up, weak_view
+from semiseg.methods.common import at_features, judged, pseudo_labelled, ramp_up, rows_of, weak_view
 from semiseg.methods.contract import IGNORE, TRUTH, Build, Labelled, Logs, Task, Unlabelled, View
 from semiseg.models import teacher
 from semiseg.models.class_memory import ClassMemory
@@ -369,15 +369,15 @@ class Method(contract.Method):
         config = self.config
         features, predicted, confidence = self._teacher(labelled.images)
         size = size_of(features)
-        labels = _at_features(labelled.labels, size)
+        labels = at_features(labelled.labels, size)
         good = labels != IGNORE
         if config.memory_filter:
-            correct = _at_features(predicted, size) == labels
-            good = good & correct & (_at_features(confidence, size) > config.memory_confidence)
+            correct = at_features(predicted, size) == labels
+            good = good & correct & (at_features(confidence, size) > config.memory_confidence)
         if config.teacher_training_mode:
             good = good & (distributed.summed(good.sum()) > 1)
         entering = torch.where(good, labels, IGNORE)
-        projections = self.teacher_projection(_rows(features), good)
+        projections = self.teacher_projection(rows_of(features), good)
         if config.memory_order == "random" or self.teacher_attention is None:
             scores = distributed.uniform(len(entering), device=entering.device)
         else:
@@ -404,9 +404,9 @@ class Method(contract.Method):
         features: (B, channels, h, w) of the decoder; labels: (B, H, W). Returns the loss, and how far the
         attention's weights spread on either side: (2,), prediction and memory.
         """
-        labels = _at_features(labels, size_of(features))
+        labels = at_features(labels, size_of(features))
         counted = labels != IGNORE
-        predictions = self.prediction(self.projection(_rows(features), counted), counted)
+        predictions = self.prediction(self.projection(rows_of(features), counted), counted)
         memory = distributed.dealt(self.memory.features.flatten(0, 1))
         memory_labels = distributed.dealt(self.memory.labels().flatten())
         # The attention learns to weigh features and must not move them. It reads them as they are, as when
@@ -472,17 +472,6 @@ def attention_spread(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
 def _joined(one: Pixels, other: Pixels) -> Pixels:
     """Put the two views of an image side by side, so that processes' shares are blocks of the whole."""
     return Pixels(*(torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(one, other, strict=True)))
-
-
-def _rows(features: Tensor) -> Tensor:
-    """Turn (B, D, h, w) into (B h w, D)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the nearest pixel of each feature: (B h w,) of values (B, H, W)."""
-    small = functional.interpolate(values[:, None].float(), size, mode="nearest")
-    return small.flatten().to(values.dtype)
 
 
 def _scores(attention: ClassAttention | None, rows: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from semiseg.base import checks
 from semiseg.base.distributed import averaged, following, global_mean, uniform
@@ -223,6 +224,16 @@ def judged(truth: Tensor | None, labels: Tensor, weights: Tensor, num_classes: i
 
 
 # --- passes ---------------------------------------------------------------------------------------------
+
+
+def rows_of(features: Tensor) -> Tensor:
+    """Turn (B, D, h, w) into (B h w, D)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the nearest pixel of each feature of maps of ``size``: (B h w,) of values (B, H, W)."""
+    return interpolate(values[:, None].float(), size, mode="nearest").flatten().to(values.dtype)
 
 
 def together(*batches: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from semiseg.methods.common import (
     cutmix_boxes,
     predict,
     pseudo_labelled,
+    rows_of,
     strong_view,
     weak_view,
 )
@@ -128,7 +129,7 @@ class Method(contract.Method):
             config.max_samples,
             config.max_views,
         ).flatten()
-        samples = sampled(_rows(embedded), slots, config.max_samples)
+        samples = sampled(rows_of(embedded), slots, config.max_samples)
         # −1: an empty slot
         classes = sampled(labels.flatten()[:, None] + 1, slots, config.max_samples)[:, 0] - 1
         loss = supervised_contrastive_loss(
@@ -149,8 +150,3 @@ class Method(contract.Method):
         return confident_cross_entropy(
             self.student(strong.images), strong.labels, strong.weights, self.config.threshold
         )
-
-
-def _rows(features: Tensor) -> Tensor:
-    """Turn (B, D, h, w) into (B h w, D)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
 from semiseg.base import checks
 from semiseg.base.distributed import following, gathered, global_mean, summed, uniform
@@ -22,12 +22,14 @@ from semiseg.methods.common import (
     CutMix,
     HardExamples,
     apart,
+    at_features,
     cut_and_paste,
     cutmix_boxes,
     judged,
     mix,
     predict,
     pseudo_labelled,
+    rows_of,
     supervised_loss,
     together,
     weak_view,
@@ -189,11 +191,11 @@ class Method(contract.Method):
         nothing = torch.zeros_like(labelled.masks, dtype=torch.bool)
         contrast = self._contrast(
             Positions(
-                _rows(self.representation(features)),
-                _rows(teacher_represented),
-                _rows(torch.softmax(teacher_logits.float(), dim=1)),
+                rows_of(self.representation(features)),
+                rows_of(teacher_represented),
+                rows_of(torch.softmax(teacher_logits.float(), dim=1)),
                 *(
-                    _at_features(together(*pair), size_of(features))
+                    at_features(together(*pair), size_of(features))
                     for pair in (
                         (labelled.masks, mixed.labels),
                         (~nothing, torch.zeros_like(known)),
@@ -319,13 +321,3 @@ def _centres(rows: Tensor, counted: Tensor, labels: Tensor, num_classes: int) ->
 def _members(counted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return which of the counted rows belong to each class: (C, n) bool."""
     return counted & (labels == torch.arange(num_classes, device=labels.device)[:, None])
-
-
-def _rows(features: Tensor) -> Tensor:
-    """Turn (B, D, h, w) into (B h w, D)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _at_features(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the nearest pixel of each feature: (B h w,) of values (B, H, W)."""
-    return interpolate(values[:, None].float(), size, mode="nearest").flatten().to(values.dtype)

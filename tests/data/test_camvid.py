@@ -10,6 +10,7 @@ from PIL import Image
 
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
+from semiseg.base.files import file_sha256
 from semiseg.data import prepared, sources
 from semiseg.data.sources import camvid
 
@@ -89,7 +90,7 @@ def test_the_repacked_archive_is_known_by_its_digest(monkeypatch: pytest.MonkeyP
     archive = pack(release("JPEG"), top="", name=camvid.REPACKED)
     with pytest.raises(UserError, match=r"camvid\.tar: its sha256 is .*, expected 7484deee"):
         sources.prepare("camvid", CAMVID)
-    monkeypatch.setattr(camvid, "REPACKED_SHA256", camvid.archives.file_digest(archive))
+    monkeypatch.setattr(camvid, "REPACKED_SHA256", file_sha256(archive))
     sources.prepare("camvid", CAMVID)
     dataset = prepared.open_dataset("camvid", CAMVID)
     assert dataset.image_path("test_00001").read_bytes() == release("JPEG")["CamVid/test/test_00001.jpg"]

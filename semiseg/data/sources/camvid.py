@@ -11,7 +11,7 @@ from PIL import Image
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
+from semiseg.base.files import file_sha256, write_text
 from semiseg.base.labels import IGNORE
 from semiseg.base.parameters import Dataset
 from semiseg.data import archives
@@ -60,7 +60,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
     shutil.rmtree(release)
     source = {
         "archive": archive.name,
-        "sha256": archives.file_digest(archive),
+        "sha256": file_sha256(archive),
         "commit": COMMIT,
         "revision": REVISION,
     }

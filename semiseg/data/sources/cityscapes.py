@@ -18,7 +18,7 @@ from PIL import Image
 
 from semiseg.base import paths
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
+from semiseg.base.files import file_sha256, write_text
 from semiseg.base.labels import IGNORE
 from semiseg.base.parallel import mapped
 from semiseg.base.parameters import Dataset
@@ -114,7 +114,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
         write_text(folder / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
     shutil.rmtree(release)
     source = {
-        "archives": {path.name: {"sha256": archives.file_digest(path)} for path in found},
+        "archives": {path.name: {"sha256": file_sha256(path)} for path in found},
         "revision": REVISION,
     }
     try:

@@ -18,7 +18,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from semiseg.base.errors import UserError
-from semiseg.base.files import write_text
+from semiseg.base.files import file_sha256, write_text
 from semiseg.base.parallel import mapped
 from semiseg.base.parameters import Dataset
 from semiseg.data import archives
@@ -90,7 +90,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
             _place(ids, voc, sbd, folder, f"convert {listed}")
         shutil.rmtree(release)
         source = {
-            "archives": {path.name: {"sha256": archives.file_digest(path)} for path in found.values()},
+            "archives": {path.name: {"sha256": file_sha256(path)} for path in found.values()},
             "revision": REVISION,
         }
         write_manifest(folder, dataset, VOC, tuple(lists), source)
