@@ -35,7 +35,7 @@ test: .venv/.ready
 	$(call step,snakefmt --check Snakefile)
 	$(call step,python -m tests.browser)
 	$(call step,python -m tests.kubernetes)
-	$(call step,OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder)
+	$(call step,OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder)
 
 slurm-test: .venv/.ready
 	python -m tests.slurm
