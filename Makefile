@@ -28,11 +28,6 @@ demo: .venv/.ready
 step = @echo; echo "== $(1)"; $(1) || { echo "make test: failed: $(1)" >&2; exit 1; }
 
 test: .venv/.ready
-	$(call step,ruff check .)
-	$(call step,ruff format --check .)
-	$(call step,mypy)
-	$(call step,snakemake --lint)
-	$(call step,snakefmt --check Snakefile)
 	$(call step,python -m tests.browser)
 	$(call step,python -m tests.kubernetes)
 	$(call step,OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder)

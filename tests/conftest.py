@@ -33,16 +33,22 @@ def no_handler_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def mini_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory is a miniature project, and torch computes as a run on the CPU does."""
-    monkeypatch.chdir(tmp_path)
-    miniature.create(tmp_path)
+def torch_as_in_a_run() -> Iterator[None]:
+    """Torch computes as in a run on the CPU; a stage that sets this for its process changes no later test."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    yield tmp_path
+    yield
     torch.use_deterministic_algorithms(deterministic)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def mini_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_as_in_a_run: None) -> Path:
+    """The working directory is a miniature project."""
+    monkeypatch.chdir(tmp_path)
+    miniature.create(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

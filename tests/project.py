@@ -2,10 +2,12 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 FILES = (
@@ -109,6 +111,13 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def stage(name: str, *arguments: str) -> None:
+    """Run a stage in this process, in the working directory, as its command starts it."""
+    file = str(ROOT / "pipeline" / f"{name}.py")
+    with patch.object(sys, "argv", [file, *arguments]):
+        runpy.run_path(file, run_name="__main__")
 
 
 def succeed(place: Path, *command: str) -> str:

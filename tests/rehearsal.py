@@ -13,8 +13,6 @@ import copy
 import hashlib
 import math
 import pickle
-import runpy
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,8 +24,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
+import torchvision
 import yaml
 
 from pipeline import dvc_stages
@@ -38,7 +36,7 @@ from semiseg.data import families, lists
 from semiseg.data.archives import Download
 from semiseg.data.families import Family, File
 from semiseg.data.sources import cityscapes, voc
-from tests import miniature, project, releases
+from tests import project, releases
 from tests.project import ROOT
 
 Tree = dict[str, Any]
@@ -98,7 +96,7 @@ def params() -> Tree:
         transformer = network["backbone"].startswith("timm:")
         protocol["network"] = network | {
             "head": "deeplabv3plus" if transformer else network["head"],
-            "backbone": miniature.BACKBONE,
+            "backbone": "resnet18",
             "weights": weights(network["backbone"], network["weights"]),
             "output_stride": 16 if transformer else network["output_stride"],
             "decoder_channels": 8,
@@ -214,23 +212,16 @@ def stage(place: Path) -> Path:
         (reference / name).write_text((ROOT / "results" / "reference" / name).read_text())
     figures = pd.read_csv(ROOT / "results/reference/paper_results.csv", keep_default_na=False)
     figures["pretraining"] = list(map(weights, figures["backbone"], figures["pretraining"]))
-    figures["backbone"] = miniature.BACKBONE
+    figures["backbone"] = "resnet18"
     figures.to_csv(reference / "paper_results.csv", index=False)
     names = sorted({each["network"]["weights"] for each in tree["protocols"].values()})
     for number, name in enumerate(names):
         torch.manual_seed(number)
-        torch.save(timm.create_model(miniature.BACKBONE.removeprefix("timm:")).state_dict(), place / name)
+        torch.save(torchvision.models.resnet18(weights=None).state_dict(), place / name)
     return place
 
 
 # --- runs and tables ----------------------------------------------------------------------------------------
-
-
-def in_this_process(script: str, *arguments: object) -> None:
-    """Run a stage without a process of its own, which would load torch again."""
-    file = ROOT / "pipeline" / f"{script}.py"
-    with patch.object(sys, "argv", [str(file), *map(str, arguments)]):
-        runpy.run_path(str(file), run_name="__main__")
 
 
 def train(names: list[str]) -> int:
@@ -238,14 +229,14 @@ def train(names: list[str]) -> int:
     params = parameters.load()
     runs = list(dict.fromkeys(run for name in names for run in params.grids[name].runs()))
     with stood_in(read(Path("params.yaml"))):
-        in_this_process("check")
+        project.stage("check")
         for dataset in dict.fromkeys(params.splits[run.split].dataset for run in runs):
-            in_this_process("download", dataset)
+            project.stage("download", dataset)
         for split, seed in dict.fromkeys((run.split, run.seed) for run in runs):
-            in_this_process("split", split, seed)
+            project.stage("split", split, str(seed))
         for run in runs:
             for script in ("train", "evaluate"):
-                in_this_process(script, run.recipe, run.split, run.seed)
+                project.stage(script, run.recipe, run.split, str(run.seed))
             (run.artefacts / "model.pt").unlink()  # the tables need its record alone, and all fill 100 GB
     return len(runs)
 

@@ -1,14 +1,11 @@
 """Every kind of dataset through the stages as they stand: prepared, split, trained, scored."""
 
-import runpy
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from semiseg.base import parameters
@@ -18,6 +15,7 @@ from semiseg.data.families import FAMILIES, Family, File
 from semiseg.data.sources import cityscapes, voc
 from semiseg.evaluation import record
 from tests import miniature, project, releases
+from tests.project import stage
 
 SEED = 1
 DCC_LIST = "voc_splits1/2_train_supervised.txt"
@@ -58,7 +56,7 @@ def params() -> dict[str, object]:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_as_in_a_run: None) -> Iterator[Path]:
     """VOC and a published list are served, Cityscapes lies in the archives folder, mine/ is an own one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "archives").mkdir()
@@ -73,7 +71,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / f"mine/masks/{place}.png").write_bytes(releases.png(releases.mask_of(str(place))))
     (tmp_path / "mine/train.txt").write_text("0\n1\n2\n3\n4\n5\n")
     (tmp_path / "mine/val.txt").write_text("6\n")
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with releases.serving() as server:
         server.files = releases.voc_archives()
         server.files[DCC_LIST] = "".join(
@@ -86,15 +83,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         published = File(DCC_LIST, sha256(server.files[DCC_LIST]).hexdigest())
         monkeypatch.setitem(FAMILIES, "dcc", Family(server.address, {("voc", 2, SEED): published}))
         yield tmp_path
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_num_threads(threads)
-
-
-def stage(name: str, *arguments: str) -> None:
-    """The stage as its command starts it, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        runpy.run_path(str(miniature.PIPELINE / f"{name}.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize(

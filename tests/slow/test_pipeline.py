@@ -71,7 +71,7 @@ def test_a_run_from_params_to_its_record(mini_project: Path) -> None:
     [
         ("steps: 6", "stepz: 6", "protocols: mini: unknown key 'stepz'"),
         ("source: shapes", "source: imagenet", "datasets: mini: source: "),
-        ("backbone: resnet18", "backbone: vgg16", "protocols: mini: network: backbone: "),
+        ("backbone: timm:test_resnet", "backbone: vgg16", "protocols: mini: network: backbone: "),
         ("1/4: {}", "5/4: {}", "datasets: mini: shares: 5/4: "),
         ("  cmb: {}", "  magic: {}", "recipes: magic: "),
         ("memory_size: 8", "memory_sise: 8", "unknown key 'memory_sise'"),
@@ -120,7 +120,7 @@ def test_a_disk_without_room_ends_in_one_line_and_nothing_half_written(mini_proj
 
 def test_missing_weights_name_the_address_the_file_and_the_folder(mini_project: Path) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["protocols"]["mini"]["network"]["weights"] = "imagenet"
+    params["protocols"]["mini"]["network"] |= {"backbone": "resnet18", "weights": "imagenet"}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     refused = stage("train", *NAMES)
     assert refused.returncode == 2
