@@ -33,7 +33,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_mask(path: Path, image: Tensor | None, num_classes: int) -> Tensor:
-    """Read the prepared mask of ``image`` (3, H, W) as class ids (H, W) uint8; None if it is not at hand.
+    """Read the prepared mask of ``image`` (3, H, W; None: not at hand) as class ids (H, W) uint8.
 
     Raises UserError naming a file that cannot be decoded, whose size is not that of ``image``, or that holds
     a value that is neither a class nor 255.
