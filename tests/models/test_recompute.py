@@ -12,19 +12,24 @@ from semiseg.models.build import build
 from semiseg.models.network import SegmentationNetwork
 from semiseg.models.recompute import recompute
 
-BACKBONES = {
-    "resnet18": 16,
-    "efficientnet_lite0": 16,
-    "timm:convnext_atto": 16,
-    "timm:test_resnet": 16,
-    "timm:hrnet_w18_small": 16,
+BACKBONES = {  # with the most of a plain pass's activations that may be kept
+    "resnet18": 0.6,
+    "efficientnet_lite0": 0.6,
+    "timm:convnext_atto": 0.6,
+    "timm:test_resnet": 0.75,  # whose wide stem, of single layers, keeps all of its own
+    "timm:hrnet_w18_small": 0.6,
 }
 
 
 @pytest.fixture(params=BACKBONES)
-def networks(request: pytest.FixtureRequest) -> tuple[SegmentationNetwork, SegmentationNetwork]:
+def backbone(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def networks(backbone: str) -> tuple[SegmentationNetwork, SegmentationNetwork]:
     """Return two equal networks, of which the second one keeps fewer activations."""
-    network = Network("deeplabv3plus", request.param, "none", BACKBONES[request.param], 8)
+    network = Network("deeplabv3plus", backbone, "none", 16, 8)
     plain = build(network, 3).train()
     other = copy.deepcopy(plain)
     recompute(other.backbone)
@@ -70,10 +75,12 @@ def kept_bytes(run: Callable[[], object]) -> int:
     return sum(storages.values())
 
 
-def test_fewer_activations_are_kept(networks: tuple[SegmentationNetwork, SegmentationNetwork]) -> None:
+def test_fewer_activations_are_kept(
+    backbone: str, networks: tuple[SegmentationNetwork, SegmentationNetwork]
+) -> None:
     images = torch.rand(2, 3, 96, 96)
     plain, other = (kept_bytes(lambda each=each: each.backbone(images)) for each in networks)  # type: ignore[misc]
-    assert other < 0.75 * plain
+    assert other < BACKBONES[backbone] * plain
 
 
 def test_a_pass_without_gradients_is_as_it_was(

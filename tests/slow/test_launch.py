@@ -95,8 +95,8 @@ def to_its_end(folder: Path) -> dict:
 def test_if_one_process_cannot_go_on_all_save_and_its_own_line_is_heard(mini_project: Path) -> None:
     for old, new in (
         ("    seeds:", "    gpus: 2\n    seeds:"),
-        ("steps: 6", "steps: 16"),
-        ("validate_every: 3", "validate_every: 8"),
+        ("steps: 6", "steps: 30"),
+        ("validate_every: 3", "validate_every: 15"),
         ("checkpoint_minutes: 0", "checkpoint_minutes: 60"),
         ("workers: 0", "workers: 1"),
     ):
@@ -112,7 +112,7 @@ def test_if_one_process_cannot_go_on_all_save_and_its_own_line_is_heard(mini_pro
         os.kill(children(second)[0], signal.SIGKILL)  # the reader of its labelled images
         assert "read" in ended(process)
     assert process.returncode == 75
-    assert 2 <= step_saved() < 16
+    assert 2 <= step_saved() < 30
 
     image = Path("data/mini/JPEGImages/val_0001.jpg")  # the second process's share
     content = image.read_bytes()
@@ -120,7 +120,7 @@ def test_if_one_process_cannot_go_on_all_save_and_its_own_line_is_heard(mini_pro
     with start(mini_project) as process:
         assert ended(process).startswith(f"error: {image}: ")
     assert process.returncode == 2
-    assert step_saved() in (8, 16)
+    assert step_saved() in (15, 30)
     image.write_bytes(content)
     assert same(to_its_end(mini_project), whole)
 

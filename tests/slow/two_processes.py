@@ -41,7 +41,7 @@ SCHEDULES = {
 }
 CASES = {
     **{
-        f"{name}-frozen": Case(name, 12, True, SCHEDULES.get(name, {}))
+        f"{name}-frozen": Case(name, 20, True, SCHEDULES.get(name, {}))
         for name in (*miniature.METHODS, *miniature.WRITTEN)
     },
     "supervised-synchronised": Case("supervised", 5, False),
