@@ -36,9 +36,9 @@ def measured(params: Params, configs: Iterable[RunConfig]) -> dict[tuple[str, st
 
 
 def on_one_card(config: RunConfig, gpus: int) -> RunConfig:
-    """Return a run with the part of its batches that one of ``gpus`` trains."""
+    """Return a run with the part of its batches that one of ``gpus`` trains; at least two images each."""
     protocol = config.protocol
-    own = {name: getattr(protocol, name) // gpus for name in ("labelled_batch", "unlabelled_batch")}
+    own = {name: max(2, getattr(protocol, name) // gpus) for name in ("labelled_batch", "unlabelled_batch")}
     return dataclasses.replace(config, protocol=dataclasses.replace(protocol, **own))
 
 
