@@ -7,6 +7,7 @@ import argparse
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from types import FrameType
 
@@ -39,7 +40,9 @@ def resumed(command: list[str]) -> int:
         process = subprocess.Popen(command, preexec_fn=partial(end_with_parent, signal.SIGTERM))
         running[:] = [process]
         hand_on()  # a signal that came in between
-        status = process.wait()
+        while process.poll() is None:
+            time.sleep(0.1)  # not wait(), where a signal that came just before is answered only at the end
+        status = process.returncode
         if status != EXIT_TRY_AGAIN or told or start == STARTS:
             break
         said = f"{' '.join(command[1:])}: ended with {status}; start {start + 1} of at most {STARTS}"
