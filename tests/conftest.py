@@ -1,3 +1,4 @@
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ from tests import miniature
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--recordings", help="folder of recordings for tests/methods/test_recordings.py")
+
+
+def pytest_collection() -> None:
+    """Collect the tests without looking for garbage, in a quarter less time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
