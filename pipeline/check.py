@@ -8,14 +8,16 @@ import argparse
 from semiseg import stages
 from semiseg.base import parameters
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 from semiseg.data import sources
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.methods import contract
-    from semiseg.pretraining import contract as pretraining
+    with quick_imports():
+        from semiseg.methods import contract
+        from semiseg.pretraining import contract as pretraining
 
     params = parameters.load()
     sources.check_options(params.datasets)

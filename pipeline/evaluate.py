@@ -6,6 +6,7 @@ python pipeline/evaluate.py <recipe> <split> <seed>
 import argparse
 
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -17,10 +18,11 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.base import parameters, paths
-    from semiseg.data import prepared, splits
-    from semiseg.evaluation import evaluate, record
-    from semiseg.training import checkpoint, device
+    with quick_imports():
+        from semiseg.base import parameters, paths
+        from semiseg.data import prepared, splits
+        from semiseg.evaluation import evaluate, record
+        from semiseg.training import checkpoint, device
 
     run = parameters.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     dataset = prepared.open_dataset(run.dataset_name, run.dataset)

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from semiseg.base.errors import UserError, one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -21,8 +22,9 @@ def main() -> None:
         raise UserError(f"'{arguments.run}': not a run; give <recipe>/<split>/<seed>")
     recipe, split, seed = names
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.base.paths import Run
-    from semiseg.evaluation import pack
+    with quick_imports():
+        from semiseg.base.paths import Run
+        from semiseg.evaluation import pack
 
     path = arguments.out or Path(f"{recipe}_{split}_{seed}.tar")
     print(f"{pack.pack(Run(recipe, split, int(seed)), path)}  {path}")

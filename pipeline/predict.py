@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -37,13 +38,14 @@ def main() -> None:
     if bool(arguments.images) != (arguments.out is not None) or not (arguments.images or arguments.export):
         parser.error("give images and --out, or --export onnx FILE, or both")
     # Imported here so that --help and ctrl-C need not wait for torch.
-    import torch
+    with quick_imports():
+        import torch
 
-    from semiseg.base import parameters, paths
-    from semiseg.data import prepared, splits
-    from semiseg.evaluation import export, predict, trained
-    from semiseg.models.network import SegmentationNetwork
-    from semiseg.training.device import claimed
+        from semiseg.base import parameters, paths
+        from semiseg.data import prepared, splits
+        from semiseg.evaluation import export, predict, trained
+        from semiseg.models.network import SegmentationNetwork
+        from semiseg.training.device import claimed
 
     run = parameters.load().run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
     form, exported = (arguments.export[0], Path(arguments.export[1])) if arguments.export else ("onnx", None)

@@ -7,6 +7,7 @@ stage once on each.
 import argparse
 
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -14,10 +15,11 @@ def main() -> None:
     parser.add_argument("name")
     arguments = parser.parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.base import distributed, locks, parameters
-    from semiseg.data import prepared
-    from semiseg.evaluation.probe import Probe
-    from semiseg.training import device, launch, pretrain
+    with quick_imports():
+        from semiseg.base import distributed, locks, parameters
+        from semiseg.data import prepared
+        from semiseg.evaluation.probe import Probe
+        from semiseg.training import device, launch, pretrain
 
     params = parameters.load()
     config = params.pretraining_config(arguments.name)

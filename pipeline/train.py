@@ -6,6 +6,7 @@ A run whose recipe or grid asks for several GPUs claims them and starts this sta
 import argparse
 
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -15,10 +16,11 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     arguments = parser.parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.base import distributed, locks, parameters, paths
-    from semiseg.data import prepared, splits
-    from semiseg.evaluation.score import Scoring
-    from semiseg.training import device, launch, loop
+    with quick_imports():
+        from semiseg.base import distributed, locks, parameters, paths
+        from semiseg.data import prepared, splits
+        from semiseg.evaluation.score import Scoring
+        from semiseg.training import device, launch, loop
 
     params = parameters.load()
     run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))

@@ -7,6 +7,7 @@ train from reaching the network.
 import argparse
 
 from semiseg.base.errors import one_line_errors
+from semiseg.base.processes import quick_imports
 
 
 def main() -> None:
@@ -14,8 +15,9 @@ def main() -> None:
     parser.add_argument("protocol")
     arguments = parser.parse_args()
     # Imported here so that --help and ctrl-C need not wait for torch.
-    from semiseg.base import parameters
-    from semiseg.models import weights
+    with quick_imports():
+        from semiseg.base import parameters
+        from semiseg.models import weights
 
     params = parameters.load()
     network = parameters.look_up(params.protocols, arguments.protocol, "protocols").network

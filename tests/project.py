@@ -1,5 +1,6 @@
 """A copy of the project in a folder of its own, and both engines started in it as a user would."""
 
+import gc
 import os
 import re
 import runpy
@@ -116,8 +117,11 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def stage(name: str, *arguments: str) -> None:
     """Run a stage in this process, in the working directory, as its command starts it."""
     file = str(ROOT / "pipeline" / f"{name}.py")
-    with patch.object(sys, "argv", [file, *arguments]):
-        runpy.run_path(file, run_name="__main__")
+    try:
+        with patch.object(sys, "argv", [file, *arguments]):
+            runpy.run_path(file, run_name="__main__")
+    finally:
+        gc.unfreeze()  # this process goes on to other tests
 
 
 def succeed(place: Path, *command: str) -> str:
