@@ -14,6 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--recordings", help="folder of recordings for tests/methods/test_recordings.py")
 
 
+def pytest_sessionstart() -> None:
+    torch.set_num_threads(1)  # a forked process cannot compute with threads that its parent has started
+
+
 def pytest_collection() -> None:
     """Collect the tests without looking for garbage, in a quarter less time."""
     gc.disable()

@@ -69,7 +69,7 @@ def apart(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_share_rows_sums_and_draws(tmp_path: Path) -> None:
-    multiprocessing.spawn(apart, args=(tmp_path,), nprocs=2)
+    multiprocessing.start_processes(apart, args=(tmp_path,), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first["own"], ROWS[:3])
     assert torch.equal(second["own"], ROWS[3:])

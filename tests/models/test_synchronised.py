@@ -41,7 +41,7 @@ def share(rank: int, folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
 def test_two_processes_normalise_as_one_does(tmp_path: Path, name: str) -> None:
-    multiprocessing.spawn(share, args=(tmp_path, name), nprocs=2)
+    multiprocessing.start_processes(share, args=(tmp_path, name), nprocs=2, start_method="fork")
     expected = trained(backbone(name))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

@@ -50,7 +50,7 @@ def share(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_pretrain_as_one_does(tmp_path: Path) -> None:
-    multiprocessing.spawn(share, args=(tmp_path,), nprocs=2)
+    multiprocessing.start_processes(share, args=(tmp_path,), nprocs=2, start_method="fork")
     expected = trained()
     for rank in range(2):
         found: States = torch.load(tmp_path / f"{rank}.pt")

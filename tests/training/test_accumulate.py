@@ -177,7 +177,7 @@ def gradients_of_parts(rank: int, folder: Path) -> None:
 
 
 def test_processes_average_the_gradients_of_all_parts(tmp_path: Path) -> None:
-    multiprocessing.spawn(gradients_of_parts, args=(tmp_path,), nprocs=2)
+    multiprocessing.start_processes(gradients_of_parts, args=(tmp_path,), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
