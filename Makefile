@@ -30,7 +30,7 @@ step = @echo; echo "== $(1)"; $(1) || { echo "make test: failed: $(1)" >&2; exit
 test: .venv/.ready
 	$(call step,python -m tests.browser)
 	$(call step,python -m tests.kubernetes)
-	$(call step,OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder)
+	$(call step,OMP_NUM_THREADS=1 pytest -n 4 --dist loadfile --no-loadscope-reorder)
 
 slurm-test: .venv/.ready
 	python -m tests.slurm
