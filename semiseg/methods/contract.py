@@ -7,7 +7,7 @@ A method is one file in semiseg/methods/, which holds four public names: ``REVIS
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
@@ -192,6 +192,6 @@ def check_options(params: Params) -> None:
             key = f"params.yaml: recipes: {run.recipe} (under protocols: {config.protocol_name})"
             options = configured(config.method, config.options, config.protocol, key)
             views(config.method, options, config.protocol.geometry)
-            networks.add(config.protocol.network)
+            networks.add(replace(config.protocol.network, weights="none"))
     for network in networks:
         check_network(network)
