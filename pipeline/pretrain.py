@@ -18,27 +18,30 @@ def main() -> None:
     with quick_imports():
         from semiseg.base import distributed, locks, parameters
         from semiseg.data import prepared
-        from semiseg.evaluation.probe import Probe
-        from semiseg.training import device, launch, pretrain
+        from semiseg.training import device, launch
 
     params = parameters.load()
     config = params.pretraining_config(arguments.name)
     gpus, threads = config.recipe.gpus, config.recipe.threads
     dataset = prepared.open_dataset(config.recipe.dataset, config.dataset)
     prepared.check_scored(dataset, "val")
+    if gpus > 1 and not launch.started():
+        # The lock first, here and below, so that a second start does not wait for a device.
+        with locks.held(config.run), device.claimed_together(gpus):
+            launch.start(str(config.run), gpus)
+        return
+    with quick_imports():  # not before, because the process that starts the others needs none of these
+        from semiseg.evaluation.probe import Probe
+        from semiseg.training import pretrain
+
     if launch.started():
         with launch.one_of_several():
             chosen = device.of_process(threads)
             with distributed.joined(chosen):
                 pretrain.pretrain(config, dataset, chosen, Probe.of(config, dataset, chosen))
-        return
-    with locks.held(config.run):  # first, so that a second start does not wait for a device
-        if gpus > 1:
-            with device.claimed_together(gpus):
-                launch.start(str(config.run), gpus)
-        else:
-            with device.claimed(threads) as chosen:
-                pretrain.pretrain(config, dataset, chosen, Probe.of(config, dataset, chosen))
+    else:
+        with locks.held(config.run), device.claimed(threads) as chosen:
+            pretrain.pretrain(config, dataset, chosen, Probe.of(config, dataset, chosen))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ def main() -> None:
     with quick_imports():
         from semiseg.base import distributed, locks, parameters, paths
         from semiseg.data import prepared, splits
-        from semiseg.evaluation.score import Scoring
-        from semiseg.training import device, launch, loop
+        from semiseg.training import device, launch
 
     params = parameters.load()
     run = params.run(paths.Run(arguments.recipe, arguments.split, arguments.seed))
@@ -29,19 +28,23 @@ def main() -> None:
     split = splits.read(arguments.split, arguments.seed)
     prepared.check_scored(dataset, run.dataset.evaluate)
     prepared.check_labelled(dataset, split.labelled)
+    if gpus > 1 and not launch.started():
+        # The lock first, here and below, so that a second start does not wait for a device.
+        with locks.held(run.run), device.claimed_together(gpus):
+            launch.start(str(run.run), gpus)
+        return
+    with quick_imports():  # not before, because the process that starts the others needs none of these
+        from semiseg.evaluation.score import Scoring
+        from semiseg.training import loop
+
     if launch.started():
         with launch.one_of_several():
             chosen = device.of_process(run.protocol.threads)
             with distributed.joined(chosen):
                 loop.train(run, dataset, split, chosen, Scoring.of(run, chosen))
-        return
-    with locks.held(run.run):  # first, so that a second start does not wait for a device
-        if gpus > 1:
-            with device.claimed_together(gpus):
-                launch.start(str(run.run), gpus)
-        else:
-            with device.claimed(run.protocol.threads) as chosen:
-                loop.train(run, dataset, split, chosen, Scoring.of(run, chosen))
+    else:
+        with locks.held(run.run), device.claimed(run.protocol.threads) as chosen:
+            loop.train(run, dataset, split, chosen, Scoring.of(run, chosen))
 
 
 if __name__ == "__main__":
