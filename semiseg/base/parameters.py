@@ -558,6 +558,8 @@ def _by_name(key: str, entries: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 def _changed(config: T, changes: Options, key: str) -> T:
     """Return a dataclass with other values of some fields, checked as params.yaml's are."""
+    if not changes:
+        return config
     changed: T = from_tree(type(config), {**vars(config), **changes}, key)
     return changed
 
