@@ -40,7 +40,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("method", ["supervised", "cmb", "cps"])  # one network, a memory too, two networks
 def test_the_size_is_that_of_the_model_which_a_run_writes(mini_project: Path, method: str) -> None:
     config = run(method)
-    # Of a smaller network the file's own bytes would be more than one per cent.
+    # The miniature's network is so small that the headers in model.pt take more than one per cent of it.
     network = dataclasses.replace(config.protocol.network, backbone="resnet18")
     config = dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, network=network))
     found = throughput.measure(config, CPU)
