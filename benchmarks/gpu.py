@@ -30,7 +30,7 @@ TO_SAVE = 20  # seconds in which a run saves its checkpoint
 TESTS = (
     "tests/slow/test_on_a_gpu.py",
     "tests/methods/test_recordings.py",
-    "tests/losses/test_directional_kernel.py",
+    "tests/losses/test_directional_on_a_gpu.py",
 )
 
 

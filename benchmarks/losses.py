@@ -72,7 +72,7 @@ def _mean_one(scores: Tensor, labels: Tensor, member: Tensor) -> Tensor:
 # --- DCC: directional contrast --------------------------------------------------------------------------
 
 SIZES = [(n, m) for n in (6_400, 12_800) for m in (25_600, 51_200)]
-FORMS: dict[str, Callable[..., Tensor]] = {"selected first": directional_contrastive_loss}
+FORMS: dict[str, Callable[..., Tensor]] = {"in blocks": directional_contrastive_loss}
 
 
 def directional(device: torch.device, n: int, m: int, form: str) -> Step:

@@ -52,8 +52,6 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("file", LIBRARY, ids=str)
 def test_the_library_imports_what_it_may(file: Path) -> None:
     outside = {name.partition(".")[0] for name in imported(file)} - set(sys.stdlib_module_names) - {"semiseg"}
-    if file == Path("semiseg/losses/directional_kernel.py"):
-        outside -= {"triton"}  # comes with torch where there is a GPU
     assert outside <= THIRD_PARTY  # neither pipeline nor an engine
 
 

@@ -1,6 +1,5 @@
 """The directional contrast of pixels seen in two contexts."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,12 +46,11 @@ def directional_contrastive_loss(
     bool, the rows that are negatives at all (None: all).
 
     Sums are float32, or float64 for float64 rows and for a temperature below 0.05. Returns zero, with a
-    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``, and on a GPU
-    UserError without triton. Several processes share the anchors: each returns its part, and their average is
-    the loss of all.
+    gradient of zero, when nothing is selected. Raises ValueError for another ``normalize``. Several processes
+    share the anchors: each returns its part, and their average is the loss of all.
 
-    Scores are made in blocks, which set the peak memory, and once more in the backward pass. Rows that no
-    mask keeps are never scored; on a GPU a kernel selects them, so that nothing waits for their number.
+    Scores are made in blocks, which set the peak memory, and once more in the backward pass. On the CPU, rows
+    that no mask keeps are never scored.
 
     DCC's released code scores every position and masks it then (models/model.py 221-235, 257-271), shifts the
     scores by the largest of the first 8,000 negatives (201, 215, 225-226), and adds 1e-8 to quotient and
@@ -100,7 +98,7 @@ class RowLosses(torch.autograd.Function):
         with torch.autocast(anchors.device.type, enabled=False):
             scaled = anchors.to(_sum_type(anchors, temperature)) / temperature
             pairs = Pairs(scaled, selected, labels, negatives, negative_labels, negative_valid)
-            log_sums = _over_negatives(anchors).log_sums(pairs)
+            log_sums = directional_blocks.log_sums(pairs)
             gaps = torch.where(selected, log_sums - (scaled * positives).sum(dim=1), -torch.inf)
             losses = torch.logaddexp(gaps, torch.zeros_like(gaps))
         ctx.temperature = temperature
@@ -115,7 +113,7 @@ class RowLosses(torch.autograd.Function):
         anchors, positives, log_sums, gaps, selected, *others = ctx.saved_tensors
         with torch.autocast(anchors.device.type, enabled=False):
             scaled = anchors.to(gaps.dtype) / ctx.temperature
-            mean = _over_negatives(anchors).mean_negatives(Pairs(scaled, selected, *others), log_sums)
+            mean = directional_blocks.mean_negatives(Pairs(scaled, selected, *others), log_sums)
         share = gradient * torch.sigmoid(gaps) / ctx.temperature
         by_anchor = torch.where(selected[:, None], share[:, None] * (mean - positives), 0)
         return by_anchor.to(anchors.dtype), *[None] * 7
@@ -124,12 +122,3 @@ class RowLosses(torch.autograd.Function):
 def _sum_type(anchors: Tensor, temperature: float) -> torch.dtype:
     exact = anchors.dtype == torch.float64 or temperature < COARSEST
     return torch.float64 if exact else torch.float32
-
-
-def _over_negatives(anchors: Tensor) -> ModuleType:
-    """Return the module that sums over the negatives: the kernel on a GPU, else blocks in torch."""
-    if anchors.is_cuda:
-        from semiseg.losses import directional_kernel  # needs triton
-
-        return directional_kernel
-    return directional_blocks

@@ -1,19 +1,21 @@
-"""The directional contrast's sums over the negatives on the CPU, in blocks of plain torch.
+"""The directional contrast's sums over the negatives, in blocks that set the peak memory.
 
-Shapes depend on which rows are selected: a GPU would have to wait for them, so it has a kernel of its own.
+The CPU scores the selected anchors alone. A GPU scores all of them, for the host would wait for the number of
+selected ones, and in larger blocks, for the host launches each operation.
 
 The scores are computed again in the backward pass, and two numbers a row are kept between the passes. A form
 that computed the gradient along with the loss kept N x D numbers and took 0.65 of the time (N = 6,400,
 M = 25,600, one CPU thread: 1.10 s against 1.69 s).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SIDE = 2**10  # anchors, and negatives, of a block of scores
+SIDE = 2**10  # anchors, and negatives, of a block of scores on the CPU
+ON_A_GPU = 2**25  # scores of a block on a GPU, 128 MiB in float32
 
 
 class Pairs(NamedTuple):
@@ -28,12 +30,13 @@ class Pairs(NamedTuple):
 
 
 def log_sums(pairs: Pairs) -> Tensor:
-    """Return z = log Σ exp s⁻ over each selected anchor's negatives, (N,); −∞ without one or not selected.
+    """Return z = log Σ exp s⁻ over each selected anchor's negatives, (N,), and −∞ where it has none.
 
-    The maximum runs along with the sum, which is rescaled when it rises.
+    What stands in the places of the other anchors has no meaning. The maximum runs along with the sum, which
+    is rescaled when it rises.
     """
     found = pairs.anchors.new_full((len(pairs.anchors),), -torch.inf)
-    for rows in _selected(pairs):
+    for rows in _anchors(pairs):
         largest = found[rows]
         total = torch.zeros_like(largest)
         for scores, _ in _blocks(pairs, rows):
@@ -46,13 +49,13 @@ def log_sums(pairs: Pairs) -> Tensor:
 
 
 def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
-    """Return Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D); zero for the others.
+    """Return Σ w φ⁻ with w = exp(s⁻ − z) over each selected anchor's negatives, (N, D).
 
-    log_sums: z, (N,), of the same ``pairs``. The scores are computed again; dividing by Σ w, which is one,
-    removes z's rounding.
+    log_sums: z, (N,), of the same ``pairs``. What stands in the places of the other anchors has no meaning.
+    The scores are computed again; dividing by Σ w, which is one, removes z's rounding.
     """
     means = torch.zeros_like(pairs.anchors)
-    for rows in _selected(pairs):
+    for rows in _anchors(pairs):
         shift = _finite(log_sums[rows])[:, None]
         mean = torch.zeros_like(pairs.anchors[rows])
         total = torch.zeros_like(shift)
@@ -64,16 +67,23 @@ def mean_negatives(pairs: Pairs, log_sums: Tensor) -> Tensor:
     return means
 
 
-def _selected(pairs: Pairs) -> tuple[Tensor, ...]:
-    """Return the places of the selected anchors, int64, in blocks."""
+def _all_at_once(pairs: Pairs) -> bool:
+    return pairs.anchors.is_cuda
+
+
+def _anchors(pairs: Pairs) -> Sequence[Tensor | slice]:
+    """Return the places of the anchors that are scored, in blocks."""
+    if _all_at_once(pairs):
+        return (slice(None),)
     return pairs.selected.nonzero()[:, 0].split(SIDE)
 
 
-def _blocks(pairs: Pairs, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(pairs: Pairs, rows: Tensor | slice) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the scores of ``rows`` against a block of negatives, −∞ for those not a row's, and the block."""
     anchors = pairs.anchors[rows]
-    for start in range(0, len(pairs.negatives), SIDE):
-        block = slice(start, start + SIDE)
+    width = max(1, ON_A_GPU // max(1, len(anchors))) if _all_at_once(pairs) else SIDE
+    for start in range(0, len(pairs.negatives), width):
+        block = slice(start, start + width)
         negatives = pairs.negatives[block].to(anchors.dtype)
         scores = anchors @ negatives.T
         if pairs.labels is not None:

@@ -18,8 +18,19 @@ from tests.losses.literal_directional import (
 )
 
 
+@pytest.fixture(params=["selected alone", "all at once"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU's form and a GPU's; both run on the CPU."""
+    monkeypatch.setattr(directional_blocks, "_all_at_once", lambda pairs: request.param == "all at once")
+    return str(request.param)
+
+
+pytestmark = pytest.mark.usefixtures("form")
+
+
 def set_blocks(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
     monkeypatch.setattr(directional_blocks, "SIDE", side)
+    monkeypatch.setattr(directional_blocks, "ON_A_GPU", side**2)
 
 
 def computed(rows: Rows, **options: Any) -> tuple[float, Tensor]:
@@ -158,6 +169,26 @@ def test_rows_outside_the_overlap_and_places_without_a_negative_do_not_count() -
         assert not gradient[~valid].any()
 
 
+def test_rows_that_no_mask_keeps_change_nothing() -> None:
+    rows = example(n=150, m=40)
+    for options in COMBINATIONS:
+        kept = torch.zeros(150, dtype=torch.bool)
+        kept[selection(rows, options["directional"], options["positive_filter"])] = True
+        poisoned = rows | {
+            name: torch.where(kept[:, None], rows[name], torch.nan) for name in ("anchors", "positives")
+        }
+        loss, gradient = computed(poisoned, **options)
+        expected_loss, expected = computed(rows, **options)
+        assert loss == expected_loss
+        assert torch.equal(gradient, expected)
+
+
+def test_what_is_not_a_number_in_a_selected_row_shows() -> None:
+    rows = example()
+    rows["anchors"][3] = torch.nan
+    assert math.isnan(computed(rows, directional=False, positive_filter=False)[0])
+
+
 def test_without_a_gradient_the_loss_is_the_same() -> None:
     rows = example()
     expected, _ = computed(rows)
@@ -208,14 +239,17 @@ class Products(TorchDispatchMode):
         return result
 
 
-def test_rows_that_no_mask_keeps_are_never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_rows_that_no_mask_keeps_are_never_scored(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_blocks(monkeypatch, 16)
     rows = example(n=200, m=40)
     with Products() as scores:
         computed(rows)
     selected = len(selection(rows, True, True))
     assert selected < 100
-    assert scores.elements == 2 * selected * 40  # forward and backward
+    scored = selected if form == "selected alone" else 200
+    assert scores.elements == 2 * scored * 40  # forward and backward
 
 
 def test_nothing_of_the_scores_is_kept_for_the_backward_pass() -> None:

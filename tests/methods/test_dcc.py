@@ -392,7 +392,7 @@ def test_gradients_reach_what_trains() -> None:
 
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the shapes that a GPU has; on the CPU the loss knows how many rows are selected."""
-    monkeypatch.setattr(directional_blocks, "_selected", lambda pairs: (torch.arange(len(pairs.selected)),))
+    monkeypatch.setattr(directional_blocks, "_all_at_once", lambda pairs: True)
     for objective, steps in itertools.product(("contrast", "l2", "self_training"), (0, 1)):
         method = learner(objective=objective, bank_steps=steps)
         batches = labelled(), unlabelled()
