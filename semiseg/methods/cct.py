@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate
 
 from semiseg.base import checks
 from semiseg.base.distributed import uniform
-from semiseg.base.errors import UserError
 from semiseg.base.parameters import Geometry
 from semiseg.losses import bootstrapped_cross_entropy, cross_consistency_loss, cross_entropy
 from semiseg.losses.bootstrapped import bootstrap_threshold
@@ -38,7 +37,8 @@ from semiseg.models.perturbations import (
 REVISION = 1  # raise it when a change alters the numbers of a run
 
 
-FAMILIES = ("vat", "noise", "drop", "dropout", "cutout", "context_mask", "object_mask")
+MASKS = ("context_mask", "object_mask")
+FAMILIES = ("vat", "noise", "drop", "dropout", "cutout", *MASKS)
 """The perturbations, in the order of their decoders."""
 
 
@@ -104,6 +104,25 @@ class Config(contract.Config):
         if not any(getattr(self, family) for family in FAMILIES):
             raise ValueError(f"one of {', '.join(FAMILIES)} needs a decoder")
 
+    def check_network(self, network: SegmentationNetwork, background: int | None) -> None:
+        """Refuse masks alone without a background class, and a size that doubling does not reach."""
+        if not sum(self.decoders(background).values()):
+            raise ValueError(
+                "context_mask and object_mask need a background class, which the dataset does not have; give "
+                f"decoders of {', '.join(family for family in FAMILIES if family not in MASKS)}"
+            )
+        if self.decoder == "subpixel" and not math.log2(network.feature_stride).is_integer():
+            raise ValueError(
+                f"decoder: subpixel needs features a power of two apart, not {network.feature_stride:g}"
+            )
+
+    def decoders(self, background: int | None) -> dict[str, int]:
+        """Return the number of each family's decoders."""
+        return {
+            family: 0 if background is None and family in MASKS else getattr(self, family)
+            for family in FAMILIES
+        }
+
 
 def views(config: Config, geometry: Geometry) -> View:
     """Return the weak view of an unlabelled image; see semiseg.methods.common.weak_view."""
@@ -121,17 +140,12 @@ class Method(contract.Method):
         super().__init__()
         self.student = build()
         self.config, self.task = config, task
-        self.count = {family: getattr(config, family) for family in FAMILIES}
-        if task.background is None:
-            self.count.update(context_mask=0, object_mask=0)
-        decoders = sum(self.count.values())
-        if not decoders:
-            raise UserError(
-                "params.yaml: cct: without a background class there are no masks; give decoders of others"
-            )
+        self.count = config.decoders(task.background)
         network = self.student
-        doublings = _doublings(network.feature_stride) if config.decoder == "subpixel" else 0
-        self.auxiliary = AuxiliaryDecoders(decoders, network.feature_channels, network.num_classes, doublings)
+        doublings = int(math.log2(network.feature_stride)) if config.decoder == "subpixel" else 0
+        self.auxiliary = AuxiliaryDecoders(
+            sum(self.count.values()), network.feature_channels, network.num_classes, doublings
+        )
 
     def training_step(
         self, labelled: Labelled, unlabelled: Unlabelled | None, step: int
@@ -208,13 +222,3 @@ class Method(contract.Method):
         if count["object_mask"]:
             perturbed.append(masked(features, ~foreground[:, None].expand(-1, count["object_mask"], -1, -1)))
         return torch.cat(perturbed, dim=1)
-
-
-def _doublings(stride: float) -> int:
-    """Return how often features must double to reach the image's size."""
-    doublings = math.log2(stride)
-    if not doublings.is_integer():
-        raise UserError(
-            f"params.yaml: cct: decoder: subpixel needs features a power of two apart, not {stride}"
-        )
-    return int(doublings)

@@ -18,7 +18,7 @@ from semiseg.base.labels import IGNORE as IGNORE
 from semiseg.base.parameters import Geometry, Network, Options, Params, Protocol
 from semiseg.base.tree import from_tree
 from semiseg.data.streams import View as View
-from semiseg.models.build import check as check_network
+from semiseg.models.build import shapes
 from semiseg.models.network import SegmentationNetwork
 
 Build = Callable[[], SegmentationNetwork]
@@ -84,6 +84,10 @@ class Config:
     def check(self, protocol: Protocol) -> None:
         """Raise ValueError if the options cannot be trained under ``protocol``, such as a ramp-up that is
         longer than the run."""
+
+    def check_network(self, network: SegmentationNetwork, background: int | None) -> None:
+        """Raise ValueError if the options cannot be trained with ``network``, such as a stride that its
+        features do not have, or on a dataset with that ``background`` class (None: it has none)."""
 
 
 class Method(nn.Module, ABC):
@@ -171,9 +175,22 @@ def views(name: str, config: Config, geometry: Geometry) -> View | None:
 
 
 def build(name: str, network: Build, config: Config, task: Task) -> Method:
-    """Return the method ``name`` with networks from ``network``."""
-    method: Method = module(name).Method(network, config, task)
+    """Return the method ``name`` with networks from ``network``, each checked against ``config``."""
+
+    def checked() -> SegmentationNetwork:
+        built = network()
+        _check_network(config, built, task.background, f"params.yaml: {name}")
+        return built
+
+    method: Method = module(name).Method(checked, config, task)
     return method
+
+
+def _check_network(config: Config, network: SegmentationNetwork, background: int | None, key: str) -> None:
+    try:
+        config.check_network(network, background)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def check_options(params: Params) -> None:
@@ -182,7 +199,7 @@ def check_options(params: Params) -> None:
     Missing weights and data stop only the runs that need them.
     """
     seen: set[Any] = set()
-    networks: set[Network] = set()
+    networks: dict[Network, SegmentationNetwork] = {}
     for grid in params.grids.values():
         for run in grid.runs():
             config = params.run(run)
@@ -192,6 +209,7 @@ def check_options(params: Params) -> None:
             key = f"params.yaml: recipes: {run.recipe} (under protocols: {config.protocol_name})"
             options = configured(config.method, config.options, config.protocol, key)
             views(config.method, options, config.protocol.geometry)
-            networks.add(replace(config.protocol.network, weights="none"))
-    for network in networks:
-        check_network(network)
+            network = replace(config.protocol.network, weights="none")
+            if network not in networks:
+                networks[network] = shapes(network)
+            _check_network(options, networks[network], config.dataset.background, key)

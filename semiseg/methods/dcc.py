@@ -111,6 +111,19 @@ class Config(contract.Config):
         """Refuse a start that no step of the run reaches."""
         checks.reached(self, "start_share", protocol.steps)
 
+    def check_network(self, network: SegmentationNetwork, background: int | None) -> None:
+        """Refuse a stride at which the network has no features."""
+        cell = self.cell(network)
+        if cell % 1 or self.stride % cell:
+            raise ValueError(
+                f"stride: {self.stride} does not fit features that lie {cell:g} pixels apart: it must be a "
+                "multiple of that, and that a whole number; change stride, pooling or the head"
+            )
+
+    def cell(self, network: SegmentationNetwork) -> float:
+        """Return the pixels between the features that are compared."""
+        return network.feature_stride * (2 if self.pooling else 1)
+
 
 def views(config: Config, geometry: Geometry) -> View:
     """Return the transform to two overlapping crops; see semiseg.data.views.context_views.
@@ -151,13 +164,7 @@ class Method(contract.Method):
         channels = self.student.feature_channels
         self.config = config
         self.start = config.start_share * task.total_steps
-        cell = self.student.feature_stride * (2 if config.pooling else 1)
-        if cell % 1 or config.stride % cell:
-            raise UserError(
-                f"params.yaml: dcc: features are {cell} pixels apart, and stride {config.stride} must be a "
-                "multiple of a whole number of them; change stride, pooling or the head"
-            )
-        self.cell = int(cell)
+        self.cell = int(config.cell(self.student))
         dim = config.dim if config.projector else channels
         self.projector: nn.Module = nn.Identity()
         if config.projector and config.objective != "self_training":

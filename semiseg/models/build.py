@@ -55,12 +55,16 @@ def new_backbone(network: ChosenBackbone) -> Backbone:
     return Pyramid(architecture, network.output_stride)
 
 
-def check(network: Network) -> None:
-    """Raise UserError if the backbone, the head or the two together cannot be built. Weights are not read."""
-    with torch.device("meta"):  # shapes alone
+def shapes(network: Network) -> SegmentationNetwork:
+    """Return a network of two classes that has shapes but no numbers. Weights are not read.
+
+    Raises UserError if the backbone, the head or the two together cannot be built.
+    """
+    with torch.device("meta"):
         built = build(dataclasses.replace(network, weights="none"), num_classes=2)
         if isinstance(built.backbone, Pyramid):
             _try(built.backbone, network.backbone)
+    return built
 
 
 def _try(backbone: Pyramid, name: str) -> None:

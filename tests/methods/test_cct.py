@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from semiseg.base.errors import UserError
 from semiseg.losses import bootstrapped_cross_entropy
 from semiseg.losses.bootstrapped import bootstrap_threshold
 from semiseg.methods import cct
@@ -182,8 +181,10 @@ def test_the_masks_part_the_features_by_the_main_prediction() -> None:
 def test_without_a_background_class_the_masks_are_off() -> None:
     _, seen = perturbed(learner(background=None))
     assert seen.shape[1] == 10
-    with pytest.raises(UserError, match="background"):
-        learner(only(context_mask=2), background=None)
+    network = tiny_network(CLASSES)
+    with pytest.raises(ValueError, match="background class"):
+        only(context_mask=2).check_network(network, None)
+    only(context_mask=2).check_network(network, 0)
 
 
 @pytest.mark.parametrize("draws", ["image", "batch"])
@@ -207,8 +208,8 @@ def test_sub_pixel_decoders_predict_at_the_images_size() -> None:
     _, logs = take_step(method)
     assert shapes == [(BATCH, 2, CLASSES, CROP, CROP)]
     assert logs["consistency"] > 0
-    with pytest.raises(UserError, match="subpixel"):
-        Method(lambda: tiny_network(CLASSES, 8, 6), Config(decoder="subpixel"), Task(10, 4, 0))
+    with pytest.raises(ValueError, match="subpixel"):
+        Config(decoder="subpixel").check_network(tiny_network(CLASSES, 8, 6), 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"bootstrapped": True, "decoder": "subpixel", "draws": "batch"}])

@@ -1,15 +1,18 @@
 """Every method, and two written for this test, keep the contract that the training loop relies on."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from semiseg.base import parameters
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Protocol
 from semiseg.base.tree import from_tree
-from semiseg.methods import contract
+from semiseg.methods import cct, contract
 from semiseg.methods.contract import Config, Labelled, Method, Rates, Task, Unlabelled
 from semiseg.models.network import SegmentationNetwork
 from semiseg.training import step as training_step
@@ -251,3 +254,34 @@ def test_what_cannot_be_trained_is_refused_by_its_recipe(
     short = dataclasses.replace(PROTOCOL, steps=1000)
     with pytest.raises(UserError, match=message):
         contract.configured(method, options, short, "params.yaml: recipes: own")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("dcc", {"stride": 4}, "stride: 4 does not fit features that lie 8 pixels apart"),
+        ("cct", {"decoder": "subpixel"}, r"decoder: subpixel .* not 6"),
+        ("cct", dict.fromkeys(cct.FAMILIES, 0) | {"object_mask": 2}, r"object_mask need a background class"),
+    ],
+)
+def test_what_the_network_or_the_dataset_does_not_have_is_refused(
+    method: str, options: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any work, by the recipe, and again where one run is started."""
+    stride = 6 if "decoder" in options else 4
+    monkeypatch.setattr(contract, "shapes", lambda network: tiny_network(2, stride=stride))
+    tree = copy.deepcopy(miniature.PARAMS)
+    tree["recipes"] = {method: {"own": options}}
+    tree["protocols"]["mini"]["methods"] = {}
+    tree["protocols"]["mini"]["steps"] = STEPS
+    tree["grids"]["mini"]["recipes"] = [f"{method}-own"]
+    tree["datasets"]["mini"]["background"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    params = parameters.load(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=rf"recipes: {method}-own \(under protocols: mini\): .*{message}"):
+        contract.check_options(params)
+
+    config = contract.configured(method, options, PROTOCOL)
+    task = dataclasses.replace(TASK, background=None)
+    with pytest.raises(UserError, match=rf"params.yaml: {method}: .*{message}"):
+        contract.build(method, lambda: tiny_network(CLASSES, stride=stride), config, task)

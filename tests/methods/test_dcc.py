@@ -365,8 +365,10 @@ def test_an_option_that_means_nothing_is_refused(changes: dict[str, Any], messag
 
 
 def test_a_stride_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="8 pixels apart, and stride 4"):
-        learner(stride=4)
+    network = tiny_network(CLASSES)
+    with pytest.raises(ValueError, match="stride: 4 does not fit features that lie 8 pixels apart"):
+        Config(stride=4).check_network(network, None)
+    Config(stride=4, pooling=False).check_network(network, None)
     assert learner(stride=4, pooling=False).cell == 4
     with pytest.raises(UserError, match="crop 36 is not a multiple of DCC's stride 8"):
         views(Config(), Geometry(base_size=40, scale=(1.0, 1.0), crop=36))

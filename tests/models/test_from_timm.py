@@ -99,7 +99,7 @@ def test_normalisation_is_the_configurations():
 )
 def test_a_model_that_cannot_be_a_backbone_is_refused(name, said):
     with pytest.raises(UserError) as caught:
-        building.check(Network("deeplabv3plus", f"timm:{name}", "none", 16, 8))
+        building.shapes(Network("deeplabv3plus", f"timm:{name}", "none", 16, 8))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_a_backbone_is_refused(name, said):
 def test_a_head_that_does_not_go_with_the_backbone_is_refused(head):
     backbone = "timm:vit_tiny_patch16_224" if head == "deeplabv3plus" else "timm:test_convnext"
     with pytest.raises(UserError, match="network: head"):
-        building.check(Network(head, backbone, "none", 16, 8))
+        building.shapes(Network(head, backbone, "none", 16, 8))
 
 
 # --- vision transformers ------------------------------------------------------------------------------------
