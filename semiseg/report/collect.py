@@ -153,13 +153,19 @@ class Results:
 
         Where one of them starts from a pretraining, each says what it starts from.
         """
-        protocols, entry = self.protocols(), self.params.splits[split]
-        name = entry.share if len(protocols) == 1 else split
-        weights = {protocol: each.network.weights for protocol, each in protocols.items()}
-        if any(map(PretrainingRun.named, weights.values())):
-            name = f"{entry.share} from {self.params.start(weights[entry.protocol])}"
+        entry, start = self.params.splits[split], self.start(split)
+        name = entry.share if len(self.protocols()) == 1 else split
+        if start is not None:
+            name = f"{entry.share} from {start}"
         labelled = self.labelled(split)
         return name if labelled is None or name == str(labelled) else f"{name} ({labelled})"
+
+    def start(self, split: str) -> str | None:
+        """Return what a split starts from, "random weights"; None if no split starts from a pretraining."""
+        weights = {protocol: each.network.weights for protocol, each in self.protocols().items()}
+        if not any(map(PretrainingRun.named, weights.values())):
+            return None
+        return self.params.start(weights[self.params.splits[split].protocol])
 
 
 def share(ratio: Fraction) -> str:

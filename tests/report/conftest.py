@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from semiseg.base import parameters
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
 from semiseg.evaluation import record
 from semiseg.evaluation.record import Provenance, Record, Score, Scores
+from tests.pretraining.recipes import tree
 
 PARAMS = """
 default: [main]
@@ -84,6 +86,27 @@ def edited(text: str) -> Params:
     """Write params.yaml into the working directory, and read it."""
     Path("params.yaml").write_text(text)
     return parameters.load()
+
+
+@pytest.fixture
+def starts(params: Params) -> Params:
+    """Return a benchmark whose splits start from random weights and from two pretrainings."""
+    recipes = {
+        "plain": tree("simclr", dataset="shapes", backbone="resnet18"),
+        "more": tree("moco", dataset="shapes", backbone="resnet18", weights="imagenet"),
+    }
+    changed = yaml.safe_load(PARAMS)
+    small = changed["protocols"]["small"]
+    for name in recipes:
+        network = {**small["network"], "weights": f"pretrained/{name}"}
+        changed["protocols"][f"small_{name}"] = {**small, "network": network}
+    changed["grids"]["main"] = {
+        "title": "Starts",
+        "protocols": {"small": ["1/8"], "small_plain": ["1/8"], "small_more": ["1/8"]},
+        "recipes": ["supervised"],
+        "seeds": [0],
+    }
+    return edited(yaml.safe_dump({**changed, "pretraining": recipes}, sort_keys=False))
 
 
 @pytest.fixture

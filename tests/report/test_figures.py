@@ -11,10 +11,12 @@ from PIL import Image
 from semiseg.base import parameters
 from semiseg.base.parameters import Params
 from semiseg.base.paths import Run
+from semiseg.evaluation import record
 from semiseg.evaluation.record import Record
 from semiseg.report.collect import collect, survey
 from semiseg.report.figures import kinds, style, training
 from semiseg.report.figures.style import COLOURS, NARROWEST, look
+from tests.report.conftest import fabricate
 
 Finish = Callable[..., Record]
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,20 @@ def test_one_split_is_a_row_for_each_recipe(params: Params, finish: Finish) -> N
     assert [text.get_text() for text in axes.texts] == ["40.0", "45.0"]
     low, high = axes.get_xlim()
     assert high - low >= NARROWEST
+
+
+def test_splits_of_one_dataset_have_one_scale_and_say_what_they_start_from(starts: Params) -> None:
+    for place, split in enumerate(("small-1_8", "small_plain-1_8", "small_more-1_8")):
+        run = Run("supervised", split, 0)
+        record.write(fabricate(starts, run, 0.3 + 0.1 * place), run.metrics)
+    plots = kinds.miou(collect(starts, "main")).axes
+    assert [axes.get_title() for axes in plots] == [
+        f"shapes, 1/8 labelled (20 images), from {start}"
+        for start in ("random weights", "simclr after random weights", "moco after imagenet")
+    ]
+    ((low, high),) = {axes.get_xlim() for axes in plots}
+    assert 20 < low < 30
+    assert 50 < high < 60
 
 
 def test_class_figure_takes_the_mean_and_leaves_out_absent_classes(params: Params, finish: Finish) -> None:

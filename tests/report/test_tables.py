@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from semiseg.base.errors import UserError
 from semiseg.base.parameters import Evaluation, Params
@@ -17,7 +16,6 @@ from semiseg.base.paths import Run
 from semiseg.evaluation.record import Record
 from semiseg.report import foot, tables
 from semiseg.report.collect import collect, last
-from tests.pretraining.recipes import tree
 from tests.report.conftest import PARAMS, edited
 
 Finish = Callable[..., Record]
@@ -275,25 +273,9 @@ def test_a_name_with_dots_has_files_of_its_own(params: Params) -> None:
     assert Path("results/tables/main.v2.md").read_text().startswith("# Another")
 
 
-def test_what_a_network_starts_from_is_part_of_its_columns_name(params: Params) -> None:
+def test_what_a_network_starts_from_is_part_of_its_columns_name(starts: Params) -> None:
     """A pretraining from other weights is another claim, so its own start is told as well."""
-    recipes = {
-        "plain": tree("simclr", dataset="shapes", backbone="resnet18"),
-        "more": tree("moco", dataset="shapes", backbone="resnet18", weights="imagenet"),
-    }
-    tree_of = yaml.safe_load(PARAMS)
-    small = tree_of["protocols"]["small"]
-    for name in recipes:
-        network = {**small["network"], "weights": f"pretrained/{name}"}
-        tree_of["protocols"][f"small_{name}"] = {**small, "network": network}
-    tree_of["grids"]["main"] = {
-        "title": "Starts",
-        "protocols": {"small": ["1/8"], "small_plain": ["1/8"], "small_more": ["1/8"]},
-        "recipes": ["supervised"],
-        "seeds": [0],
-    }
-    changed = edited(yaml.safe_dump({**tree_of, "pretraining": recipes}, sort_keys=False))
-    results = collect(changed, "main")
+    results = collect(starts, "main")
     head = tables.text_table(results, last).head
     assert [each for each in head if each not in ("recipe", "gain")] == [
         "1/8 from random weights",

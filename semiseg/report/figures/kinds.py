@@ -80,12 +80,14 @@ def miou(results: Results) -> Figure:
     for split in sheet.splits_run(results):
         declared = results.params.splits[split]
         facets.setdefault((declared.dataset, declared.protocol), []).append(split)
-    curve = any(len(splits) > 1 for splits in facets.values())
-    rows = max(
-        sum(bool(results.runs(recipe, split)) for recipe in results.recipes)
-        for split in sheet.splits_run(results)
-    )
-    figure = sheet.blank(len(facets) * (3.6 if curve else 0.9 + 0.36 * rows))
+    if any(len(splits) > 1 for splits in facets.values()):
+        return _over_shares(results, facets)
+    return _by_recipe(results, [split for (split,) in facets.values()])
+
+
+def _over_shares(results: Results, facets: Mapping[tuple[str, str], Sequence[str]]) -> Figure:
+    """Draw a curve for each recipe, a plot for each dataset and protocol."""
+    figure = sheet.blank(3.6 * len(facets))
     grid = figure.subplots(len(facets), 1, squeeze=False)
     for axes, ((dataset, protocol), splits) in zip(grid.flat, facets.items(), strict=True):
         if len(splits) > 1:
@@ -93,11 +95,25 @@ def miou(results: Results) -> Figure:
             axes.set_title(dataset if len(facets) == 1 else f"{dataset}, {protocol}")
         else:
             _rows(axes, results, splits[0])
-            axes.set_title(sheet.title(results, splits[0]))
-    if curve:
-        recipes, splits = sheet.recipes_run(results), sheet.splits_run(results)
-        printed = any(recipe in recipes and split in splits for recipe, split in results.printed)
-        sheet.legend(figure, results, recipes, lines=True, published=printed)
+            _widen(axes)
+    recipes, splits = sheet.recipes_run(results), sheet.splits_run(results)
+    printed = any(recipe in recipes and split in splits for recipe, split in results.printed)
+    sheet.legend(figure, results, recipes, lines=True, published=printed)
+    return figure
+
+
+def _by_recipe(results: Results, splits: Sequence[str]) -> Figure:
+    """Draw a row for each recipe, a plot for each split; those of one dataset have one scale."""
+    alike = len({results.params.splits[split].dataset for split in splits}) == 1
+    heights = [0.7 + 0.36 * len(_recipes(results, split)) for split in splits]
+    figure = sheet.blank(sum(heights) + 0.2)
+    grid = figure.subplots(len(splits), 1, squeeze=False, sharex=alike, height_ratios=heights)
+    for axes, split in zip(grid.flat, splits, strict=True):
+        _rows(axes, results, split)
+        if alike:
+            axes.label_outer()
+    for axes in grid[-1] if alike else grid.flat:
+        _widen(axes)
     return figure
 
 
@@ -140,7 +156,7 @@ def _share_label(results: Results, split: str) -> str:
 
 
 def _rows(axes: Axes, results: Results, split: str) -> None:
-    recipes = [recipe for recipe in results.recipes if results.runs(recipe, split)]
+    recipes = _recipes(results, split)
     baseline = results.miou(BASELINE, split, last)
     if baseline is not None:
         axes.axvline(100 * baseline.mean, color="#777777", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -171,11 +187,20 @@ def _rows(axes: Axes, results: Results, split: str) -> None:
         )
     axes.set_yticks(range(len(recipes)), recipes)
     axes.set_ylim(len(recipes) - 0.5, -0.7)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("mIoU (%)")
+    axes.set_title(sheet.title(results, split))
+
+
+def _recipes(results: Results, split: str) -> list[str]:
+    return [recipe for recipe in results.recipes if results.runs(recipe, split)]
+
+
+def _widen(axes: Axes) -> None:
+    """Give the points room at both sides, and small differences no more room than they deserve."""
     low, high = axes.get_xlim()
     spare = max(0.1 * (high - low), (NARROWEST - (high - low)) / 2)
     axes.set_xlim(low - spare, high + spare)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("mIoU (%)")
 
 
 def classes(results: Results) -> Figure:

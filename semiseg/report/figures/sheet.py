@@ -41,12 +41,14 @@ def methods_run(results: Results, split: str) -> list[str]:
 
 
 def title(results: Results, split: str) -> str:
-    """Write "camvid, 1/8 labelled (46 images)", with the protocol if the grid has several."""
-    entry, labelled = results.params.splits[split], results.labelled(split)
+    """Write "camvid, 1/8 labelled (46 images)", with the protocol or what it starts from if the grid has
+    several.
+    """
+    entry, labelled, start = results.params.splits[split], results.labelled(split), results.start(split)
     images = "" if labelled is None else f" ({labelled} images)"
     protocol = f", {entry.protocol}" if len(results.protocols()) > 1 else ""
     share = "all" if results.ratio(split) == 1 else entry.share
-    return f"{entry.dataset}, {share} labelled{images}{protocol}"
+    return f"{entry.dataset}, {share} labelled{images}{protocol if start is None else f', from {start}'}"
 
 
 def blank(height: float) -> Figure:
