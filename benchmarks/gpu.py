@@ -55,6 +55,8 @@ def parts(tiny: bool) -> Iterator[Part]:
     for recipe in ("dcc", "cmb"):
         yield Part(f"steps-{recipe}-without", ("-m", "benchmarks.steps", recipe, "without", *step), 75)
     if not tiny:
+        for recipe in ("dcc", "cmb", "supervised"):
+            yield Part(f"steps-{recipe}-graph", ("-m", "benchmarks.steps", recipe, "graph"), 75)
         yield Part("losses", ("-m", "benchmarks.losses", "--device", "cuda"), 120)
     images = ("--images", "4") if tiny else ()
     yield Part("scoring", ("-m", "benchmarks.scoring", *small, *images), 75)

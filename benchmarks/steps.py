@@ -25,12 +25,14 @@ from semiseg.base.paths import Run
 from semiseg.methods import cmb, dcc
 from semiseg.methods.contract import Logs
 from semiseg.models import teacher
-from semiseg.report.throughput import last_step
+from semiseg.report import throughput
+from semiseg.training.step import seed_everything
 
 FORMS = {
     "plain": "fp32, no channels_last, losses as printed, moving average one parameter at a time",
     "fp32": "the suite in single precision",
     "bf16": "the suite under autocast",
+    "graph": "bf16, the step captured once as a CUDA graph, which the suite does not do",
     "compiled": "bf16, with backbone and decoder compiled",
     "without": "bf16, with zero for the contrast",
 }
@@ -117,9 +119,11 @@ def measure(config: RunConfig, form: str, device: torch.device, steps: int) -> d
     torch.set_num_threads(config.protocol.threads)
     torch.backends.cudnn.benchmark = True
     with written_as(form):
-        step, learner, images = last_step(config, device)
+        step, learner, images = throughput.last_step(config, device)
         if form == "plain":
             learner.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if form == "graph":
+            step = captured(step)
         for seed in range(min(WARM_UP, steps)):
             step(seed)
         if device.type == "cuda":
@@ -149,6 +153,26 @@ def measure(config: RunConfig, form: str, device: torch.device, steps: int) -> d
     return row
 
 
+def captured(step: Callable[[int], Logs]) -> Callable[[int], Logs]:
+    """Return the step as one CUDA graph, with the schedule and the host's draws of its capture."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for seed in range(WARM_UP):
+            step(seed)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with mock.patch.object(throughput, "seed_everything"), torch.cuda.graph(graph):  # no seeding in a graph
+        logs = step(0)
+
+    def replay(seed: int) -> Logs:
+        seed_everything(seed, 0)
+        graph.replay()
+        return logs
+
+    return replay
+
+
 def kernels(step: Callable[[int], Logs], device: torch.device) -> dict[str, object]:
     """Return the number and the summed milliseconds of a step's kernels."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -176,6 +200,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
+    if arguments.form == "graph" and not arguments.device.startswith("cuda"):
+        parser.error("a CUDA graph needs a GPU")
     config = configured(arguments.recipe, arguments.form, arguments.tiny)
     print(json.dumps(measure(config, arguments.form, torch.device(arguments.device), arguments.steps)))
 
