@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,14 +22,20 @@ from tests.slow.faults import RUN, same
 LONG = 100_000  # steps
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextmanager
+def start(folder: Path) -> "Iterator[subprocess.Popen[str]]":
+    """Start the run, and end it if the test fails."""
+    with subprocess.Popen(
         [sys.executable, miniature.PIPELINE / "train.py", *str(RUN).split("/")],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "SEMISEG_DEVICE": "cpu", "TMPDIR": str(folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def children(pid: int) -> list[int]:
@@ -35,8 +43,10 @@ def children(pid: int) -> list[int]:
 
 
 def step_saved() -> int:
-    saved = RUN.checkpoints / "last.pt"
-    return torch.load(saved, weights_only=True)["step"] if saved.exists() else 0
+    try:
+        return torch.load(RUN.checkpoints / "last.pt", weights_only=True)["step"]
+    except FileNotFoundError:  # none yet, or the next one is taking its place
+        return 0
 
 
 def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
