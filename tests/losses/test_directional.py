@@ -181,6 +181,26 @@ def test_rows_that_no_mask_keeps_change_nothing() -> None:
         expected_loss, expected = computed(rows, **options)
         assert loss == expected_loss
         assert torch.equal(gradient, expected)
+        assert not gradient[~kept].any()
+        assert gradient[kept].any(dim=1).all()
+
+
+@pytest.mark.parametrize("place", [0, 40, 99])
+def test_the_maximum_may_stand_in_any_block_of_negatives(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_blocks(monkeypatch, 8)
+    rows = as_type(example(n=8, m=100), torch.float32)
+    rows |= {"anchor_labels": torch.zeros(8, dtype=torch.int64), "negative_labels": torch.ones(100).long()}
+    rows["negatives"][place] = rows["anchors"][1] * 20
+    options = {"directional": False, "positive_filter": False}
+    assert_close(computed(rows, **options), reference(rows, **options), 1e-5)  # scores of 200 in float32
+
+
+def test_rows_that_lie_apart_in_memory_and_small_labels() -> None:
+    rows = as_type(example(n=40, m=60), torch.float32)
+    apart = {name: torch.stack((each, torch.zeros_like(each)), dim=-1)[..., 0] for name, each in rows.items()}
+    assert not any(each.is_contiguous() for each in apart.values())
+    apart["anchor_labels"] = apart["anchor_labels"].int()
+    assert_close(computed(apart), reference(rows), 1e-6)
 
 
 def test_what_is_not_a_number_in_a_selected_row_shows() -> None:
@@ -239,9 +259,7 @@ class Products(TorchDispatchMode):
         return result
 
 
-def test_on_the_cpu_rows_that_no_mask_keeps_are_never_scored(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_gpu_scores_rows_that_no_mask_keeps(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_blocks(monkeypatch, 16)
     rows = example(n=200, m=40)
     with Products() as scores:
