@@ -362,8 +362,8 @@ KINDS = (  # in the order of the page
     ),
     Kind(
         "extremes",
-        "The evaluation images that gain and lose most over supervised: difference of the image's own mIoU "
-        "in points, at the last step of the first seed that both have.",
+        "For each method, the evaluation image that gains most over supervised and the one that loses most: "
+        "difference of the image's own mIoU in points, at the last step of the first seed that both have.",
         panel.extremes,
         panel.lacking_scores,
         local=True,

@@ -23,7 +23,6 @@ from semiseg.report.figures.style import BACKGROUND, CLASS_COLOURS, WIDTH
 
 PIXELS = 480  # the widest that an image is drawn
 TYPICAL = 4  # images
-EXTREMES = 2  # images that gain most, and as many that lose most, for each method
 
 
 @dataclass(frozen=True)
@@ -84,24 +83,23 @@ def find_extremes(results: Results) -> Content | None:
             rows += [
                 _row(dataset, each, other, run, label=f"{method} {100 * gain:+.1f}")
                 for each, gain in largest(_gains(run, other))
-                if _prediction(run, each).exists() and _prediction(other, each).exists()
             ]
     return _content(results, (BASELINE, "method"), rows)
 
 
 def largest(gains: "pd.Series[float]") -> list[tuple[str, float]]:
-    """Return the ids with the largest gains, then those with the largest losses; ties in the list's order."""
-    up = gains[gains > 0].sort_values(ascending=False, kind="stable").head(EXTREMES)
-    down = gains[gains < 0].sort_values(kind="stable").head(EXTREMES)
-    return [(str(each), float(gain)) for gain_or_loss in (up, down) for each, gain in gain_or_loss.items()]
+    """Return the id with the largest gain, if any gains, then that with the largest loss; ties: the first."""
+    extremes = (gains[gains > 0].nlargest(1), gains[gains < 0].nsmallest(1))
+    return [(str(each), float(gain)) for one in extremes for each, gain in one.items()]
 
 
 def _gains(run: paths.Run, other: paths.Run) -> "pd.Series[float]":
-    """Return each image's mIoU of ``run`` minus that of ``other``; nothing if one has no scores here."""
+    """Return what each image with predictions of both gains: mIoU of ``run`` minus that of ``other``."""
     if not (_scores(run).exists() and _scores(other).exists()):
         return pd.Series(dtype=float)
     own, others = _mious(_scores(run)), _mious(_scores(other))
-    return (own - others).reindex(own.index).dropna()
+    gains = (own - others).reindex(own.index).dropna()
+    return gains[[all(_prediction(of, each).exists() for of in (run, other)) for each in gains.index]]
 
 
 def _mious(path: Path) -> "pd.Series[float]":
