@@ -95,8 +95,8 @@ rule pretrain:
         manifest=STAGES.pretraining_manifest,
     output:
         weights="runs/pretrained/{pretraining}/backbone.pt",
-        record="runs/pretrained/{pretraining}/record.json",
-        history="runs/pretrained/{pretraining}/history.csv",
+        record="results/pretraining/{pretraining}/record.json",
+        history="results/pretraining/{pretraining}/history.csv",
     log:
         "logs/pretrain/{pretraining}.log",
     conda:

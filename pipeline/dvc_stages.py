@@ -96,8 +96,8 @@ PRETRAIN = """\
       - data/${item.dataset}/manifest.json
     outs:
       - runs/pretrained/${item.pretraining}/backbone.pt
-      - runs/pretrained/${item.pretraining}/record.json
-      - runs/pretrained/${item.pretraining}/history.csv
+      - results/pretraining/${item.pretraining}/record.json: {cache: false}
+      - results/pretraining/${item.pretraining}/history.csv: {cache: false}
 """
 
 TRAIN = """\
@@ -117,7 +117,7 @@ TRAIN = """\
 TRAIN_PRETRAINED = TRAIN.replace(
     "    outs:\n",
     "      - runs/pretrained/${item.pretraining}/backbone.pt\n"
-    "      - runs/pretrained/${item.pretraining}/record.json\n"
+    "      - results/pretraining/${item.pretraining}/record.json\n"
     "    outs:\n",
 )
 

@@ -205,8 +205,8 @@ def test_a_run_depends_on_the_recipe_and_the_files_of_the_pretraining_that_it_st
     assert one.gpus_of_pretraining(Wildcards(pretraining=name)) == 1
     assert one.threads_of_pretraining(Wildcards(pretraining=name)) == recipe["threads"]
     started = Wildcards(recipe="cmb", split="camvid-small_moco-1_16")
-    folder = f"runs/pretrained/{name}"
-    assert one.pretrained(started) == [f"{folder}/backbone.pt", f"{folder}/record.json"]
+    made = [f"runs/pretrained/{name}/backbone.pt", f"results/pretraining/{name}/record.json"]
+    assert one.pretrained(started) == made
     assert one.pretrained(Wildcards(recipe="cmb", split="camvid-small-1_16")) == []
 
 

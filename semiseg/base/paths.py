@@ -90,7 +90,7 @@ class PretrainingRun:
 
     @property
     def artefacts(self) -> Path:
-        """backbone.pt, record.json, history.csv and the TensorBoard events, not in git."""
+        """backbone.pt, history.csv and the TensorBoard events: large, not in git."""
         return Path("runs", PRETRAINED, self.name)
 
     @property
@@ -100,8 +100,13 @@ class PretrainingRun:
 
     @property
     def record(self) -> Path:
-        """The identity of the pretraining and the digest of its weights."""
-        return self.artefacts / "record.json"
+        """The identity of the pretraining and the digest of its weights, in git."""
+        return RESULTS / "pretraining" / self.name / "record.json"
+
+    @property
+    def history(self) -> Path:
+        """A copy of the artefacts' history.csv, in git."""
+        return self.record.with_name("history.csv")
 
     @property
     def checkpoints(self) -> Path:

@@ -164,10 +164,11 @@ def take_step(
 
 
 def _write(config: PretrainingConfig, state: Checkpoint, encoder: nn.Module, device: torch.device) -> None:
-    """Write backbone.pt, then record.json, which says what it is."""
+    """Write backbone.pt and the history, then record.json, which says what they are."""
     run, recipe = config.run, config.recipe
     tensors = {name: each.detach().cpu().clone() for name, each in encoder.state_dict().items()}
     checkpoint.write(tensors, run.weights)
+    write_text(run.history, (run.artefacts / "history.csv").read_text(encoding="utf-8"))
     record = {
         "config_sha256": state.config_sha256,
         "data_sha256": state.data_sha256,
@@ -201,7 +202,7 @@ def weights_sha256(config: RunConfig) -> str | None:
         record = json.loads(run.record.read_text(encoding="utf-8"))
         found, expected = file_sha256(run.weights), str(record["weights_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run.artefacts}: no whole pretraining is there; {remedy}") from None
+        raise UserError(f"{run.weights}: not there, or without its record {run.record}; {remedy}") from None
     if found != expected:
         raise UserError(f"{run.weights}: changed since it was written; remove {run.artefacts}, then {remedy}")
     if record.get("config_sha256") != config.weights_sha256:

@@ -49,6 +49,7 @@ def test_both_engines_pretrain_once_and_then_train_the_same_network(tmp_path: Pa
     pretraining = PretrainingRun(NAME)
     made = json.loads((one / pretraining.record).read_text())
     for place, model in zip((one, other), models, strict=True):
+        assert (place / "results/pretraining" / NAME / "history.csv").exists()
         assert model["pretrained_sha256"] == files.file_sha256(place / pretraining.weights)
         assert model["pretrained_sha256"] == made["weights_sha256"]
     record = json.loads((one / RUN.metrics).read_text())

@@ -99,6 +99,7 @@ def test_the_weights_are_those_of_a_backbone_that_a_network_takes(mini_project: 
     record = json.loads(config.run.record.read_text())
     assert record["config_sha256"] == config.digest()
     assert record["weights_sha256"] == files.file_sha256(config.run.weights)
+    assert config.run.history.read_bytes() == (config.run.artefacts / "history.csv").read_bytes()
     # A run takes them, by name or as a file, and its record says which they were.
     protocol = dataclasses.replace(miniature.config().protocol, network=network, steps=1)
     tree = dataclasses.replace(params, protocols={"mini": protocol})
@@ -118,7 +119,7 @@ def test_the_weights_are_those_of_a_backbone_that_a_network_takes(mini_project: 
     with pytest.raises(UserError, match=r"^runs/pretrained/some/backbone\.pt: .*remove runs/pretrained/some"):
         pretrain.weights_sha256(run)
     config.run.weights.unlink()
-    with pytest.raises(UserError, match=r"^runs/pretrained/some: .*pretrain\.py some"):
+    with pytest.raises(UserError, match=r"^runs/pretrained/some/backbone\.pt: not there.*pretrain\.py some"):
         pretrain.weights_sha256(run)
     with pytest.raises(UserError, match=r"^network: weights: .*pretrain\.py some"):
         build(network, 3)
