@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from semiseg.training import device
 from tests import miniature
+
+device.without_avx512()  # as every run on a CPU, here before the first test has torch compute
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,7 +20,7 @@ import torch
 from semiseg.base import parameters
 from semiseg.data import prepared, splits
 from semiseg.evaluation.score import Scoring
-from semiseg.training import loop
+from semiseg.training import device, loop
 from tests import miniature
 
 FOLDER = Path(__file__).with_name("golden")
@@ -37,8 +37,8 @@ def trajectory(method: str) -> dict[str, Any]:
     protocol = replace(config.protocol, network=network, steps=STEPS, validate_every=STEPS, log_every=1)
     config = replace(config, protocol=protocol)
     dataset = prepared.open_dataset(config.dataset_name, config.dataset)
-    device = torch.device("cpu")
-    loop.train(config, dataset, splits.read(miniature.SPLIT, 0), device, Scoring.of(config, device))
+    cpu = torch.device("cpu")
+    loop.train(config, dataset, splits.read(miniature.SPLIT, 0), cpu, Scoring.of(config, cpu))
     history = pd.read_csv(config.run.artefacts / "history.csv")
     model = torch.load(config.run.artefacts / "model.pt", weights_only=True)
     logs = history.drop(columns=["step", "images_per_second", *history.filter(like="val_")])
@@ -57,6 +57,7 @@ def _norm(state: dict[str, torch.Tensor]) -> float:
 
 def main(methods: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
+    device.without_avx512()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     for method in methods or miniature.METHODS:

@@ -20,7 +20,7 @@ import torch
 from semiseg.data import prepared
 from semiseg.evaluation.probe import Probe
 from semiseg.models import weights
-from semiseg.training import pretrain
+from semiseg.training import device, pretrain
 from tests import miniature
 from tests.miniature import CPU
 from tests.pretraining import recipes
@@ -63,6 +63,7 @@ def test_a_pretraining_equals_its_golden_trajectory(mini_project: Path, method: 
 
 
 def main() -> None:
+    device.without_avx512()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     with tempfile.TemporaryDirectory() as folder:

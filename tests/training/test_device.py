@@ -297,6 +297,25 @@ def test_without_a_gpu_the_cpu_is_used_and_said_to_be(
     assert "CPU" in capsys.readouterr().err
 
 
+def test_a_stage_computes_without_avx512() -> None:
+    code = """if True:
+        import os, torch
+        from semiseg.evaluation import evaluate, predict, probe
+        from semiseg.training import device, loop, pretrain
+        with device.claimed(1):
+            print(torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA"))
+    """
+    chosen = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+    environment = {name: value for name, value in os.environ.items() if name not in chosen}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    torch_uses, onednn_may_use = done.stdout.split()
+    assert torch_uses != "AVX512"
+    assert onednn_may_use == ("AVX2" if torch.cpu._is_avx512_supported() else "None")
+
+
 def test_the_ids_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-1a")
     assert device.visible_gpus() == ["2", "GPU-1a"]
