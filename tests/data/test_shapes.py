@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from semiseg.base import parameters
 from semiseg.base.errors import UserError
@@ -13,8 +14,8 @@ from semiseg.data.sources import shapes
 CLASSES = ("background", "disc", "square", "triangle", "cross", "ring", "star")
 
 
-def dataset(**options: int) -> parameters.Dataset:
-    return parameters.Dataset("shapes", CLASSES, background=0, options=options)
+def dataset(classes: tuple[str, ...] = CLASSES, /, **options: object) -> parameters.Dataset:
+    return parameters.Dataset("shapes", classes, background=0, options=options)
 
 
 @pytest.fixture
@@ -127,6 +128,40 @@ def test_colour_points_at_a_class_but_does_not_give_it_away(project: Path) -> No
         assert 0.5 < alike[labels == label].mean() < 0.9
         assert 0.4 < (labels[alike] == label).mean() < 0.9
         assert (labels[alike] == 0).mean() > 0.1
+
+
+def test_options_set_how_many_forms_there_are_and_how_large(project: Path) -> None:
+    discs, few = ("background", "disc"), {"train": 30, "val": 1, "clutter": [0, 0]}
+    sources.prepare("three", dataset(discs, **few, forms=[3, 3], radius=["1/16", "1/12"]))
+    assert max(ndimage.label(mask == 1)[1] for mask in masks("three", 30)) == 3
+    sources.prepare("one", dataset(discs, **few, forms=[1, 1], radius=["1/4", "1/3"]))
+    spans = [ndimage.find_objects((mask != 0).astype(int))[0] for mask in masks("one", 30)]
+    whole = [rows.stop - rows.start for rows, _ in spans if rows.start > 0 and rows.stop < 64]
+    assert len(whole) >= 5
+    # a diameter of 64 / 2 to 64 * 2 / 3 pixels, and a pixel of the border on either side
+    assert min(whole) >= 32
+    assert max(whole) <= 45
+
+
+def test_without_clutter_the_ground_is_greyish(project: Path) -> None:
+    sources.prepare("shapes", dataset(train=20, val=1, clutter=[0, 0]))
+    for path in sorted(Path("data/shapes/JPEGImages").glob("train_*.jpg")):
+        saturation = np.array(Image.open(path).convert("HSV"))[:, :, 1]
+        mask = np.array(Image.open(f"data/shapes/SegmentationClass/{path.stem}.png"))
+        assert np.median(saturation[mask == 0]) < 0.45 * 255
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"forms": [0, 2]}, r"forms must be \[fewest, most\], between 1 and 100"),
+        ({"clutter": [3, 2]}, r"clutter must be \[fewest, most\], between 0 and 100"),
+        ({"radius": ["1/4", "1/4"]}, r"radius must be \[least, most\], shares of a side from 1/16 to 1/2"),
+    ],
+)
+def test_options_out_of_range_are_refused(project: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=f"datasets: shapes: options: {said}"):
+        sources.prepare("shapes", dataset(**options))
 
 
 def test_what_it_cannot_draw_is_refused(project: Path) -> None:

@@ -1,15 +1,16 @@
 """Shapes: images that the project draws itself; form tells the classes apart, and less surely colour.
 
-Six shapes of any size, rotation and texture overlap on a greyish ground, among coloured strokes and blots
-that belong to the background. Each form has its own hue, from which each copy strays, and clutter takes any
-hue. A few images teach misleading colours, many teach colour and form, so unlabelled images can help. Masks
-come from integer arithmetic: the same seed gives the same mask on every platform. Files are laid out as in
-PASCAL VOC: JPEG images, palette PNG masks with a border of 255.
+Six forms of any size, rotation and texture overlap on a greyish ground, among clutter: coloured strokes and
+blots that belong to the background. Each form has its own hue, from which each copy strays, and clutter takes
+any hue. A few images teach misleading colours, many teach colour and form, so unlabelled images can help.
+Masks come from integer arithmetic: the same seed gives the same mask on every platform. Files are laid out as
+in PASCAL VOC: JPEG images, palette PNG masks with a border of 255.
 """
 
 from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from semiseg.data.prepared import VOC, write_manifest
 REVISION = 2  # raise it when a change draws other images from the same options
 UNIT = 1024  # coordinates are integers, in 1/1024 of a pixel
 TURNS = 48  # directions in a full turn
+MOST = 100  # forms, and strokes and blots, in an image
 
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -38,10 +40,19 @@ class Config:
     train: int = 160
     val: int = 40
     size: int = 64  # pixels, both sides
+    forms: tuple[int, int] = (2, 4)  # fewest and most in an image
+    clutter: tuple[int, int] = (4, 8)  # strokes and blots, fewest and most in an image
+    radius: tuple[Fraction, Fraction] = (Fraction(1, 9), Fraction(1, 4))  # of a form, in sides of an image
 
     def __post_init__(self) -> None:
         if self.train < 1 or self.val < 1 or self.size < 32:
             raise ValueError("train and val must be positive, size at least 32")
+        if not 1 <= self.forms[0] <= self.forms[1] <= MOST:
+            raise ValueError(f"forms must be [fewest, most], between 1 and {MOST}")
+        if not 0 <= self.clutter[0] <= self.clutter[1] <= MOST:
+            raise ValueError(f"clutter must be [fewest, most], between 0 and {MOST}")
+        if not Fraction(1, 16) <= self.radius[0] < self.radius[1] <= Fraction(1, 2):
+            raise ValueError("radius must be [least, most], shares of a side from 1/16 to 1/2")
 
 
 # Whether a point (u, v), relative to the centre and rotated with the shape, lies in a shape of radius r.
@@ -67,7 +78,7 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
         ids = [f"{listed}_{index:04d}" for index in range(count)]
         for index, each in enumerate(ids):
             generator = np.random.Generator(np.random.PCG64([options.seed, number, index]))
-            image, mask = draw(forms, options.size, generator)
+            image, mask = draw(forms, options, generator)
             Image.fromarray(image).save(folder / VOC.images / f"{each}.jpg", quality=92)
             save_mask(mask, folder / VOC.masks / f"{each}.png")
         write_text(folder / VOC.lists / f"{listed}.txt", "".join(f"{each}\n" for each in ids))
@@ -76,16 +87,20 @@ def prepare(folder: Path, dataset: Dataset, options: Config) -> None:
 
 
 def draw(
-    forms: list[Callable[[Integers, Integers, int], Mask]], size: int, generator: np.random.Generator
+    forms: list[Callable[[Integers, Integers, int], Mask]], options: Config, generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw an image (size, size, 3) and its mask (size, size), uint8: 0 background, forms from 1, 255."""
+    size = options.size
     y, x = np.mgrid[:size, :size].astype(np.int64) * UNIT
     ground = _colours(generator.uniform(), (0.0, 0.4), generator)
     canvas, mask = _texture(x, y, ground, generator), np.zeros((size, size), dtype=np.uint8)
-    chosen = generator.integers(1, len(forms) + 1, size=int(generator.integers(2, 5)))
-    clutter = np.zeros(int(generator.integers(4, 9)), dtype=np.int64)
+    chosen = generator.integers(1, len(forms) + 1, size=_number(options.forms, generator))
+    clutter = np.zeros(_number(options.clutter, generator), dtype=np.int64)
     for label in generator.permutation(np.concatenate([chosen, clutter])).tolist():
-        inside = _placed(forms[label - 1], x, y, generator) if label else _clutter(x, y, generator)
+        if label:
+            inside = _placed(forms[label - 1], options.radius, x, y, generator)
+        else:
+            inside = _clutter(x, y, generator)
         hue = (label - 1) / len(forms) + generator.normal(0, 0.03) if label else generator.uniform()
         colours = _colours(hue, (0.5, 1.0) if label else (0.2, 0.8), generator)
         canvas = np.where(inside[:, :, None], _texture(x, y, colours, generator), canvas)
@@ -94,12 +109,21 @@ def draw(
     return np.clip(canvas + noise, 0, 255).astype(np.uint8), _with_border(mask)
 
 
+def _number(span: tuple[int, int], generator: np.random.Generator) -> int:
+    return int(generator.integers(span[0], span[1] + 1))
+
+
 def _placed(
-    form: Callable[[Integers, Integers, int], Mask], x: Integers, y: Integers, generator: np.random.Generator
+    form: Callable[[Integers, Integers, int], Mask],
+    radii: tuple[Fraction, Fraction],
+    x: Integers,
+    y: Integers,
+    generator: np.random.Generator,
 ) -> Mask:
-    """Place a form at random, with a radius between a ninth and a quarter of the image's side."""
+    """Place a form at random, with a radius between two shares of the image's side."""
     size = len(x) * UNIT
-    radius = int(generator.integers(size // 9, size // 4))
+    least, most = (int(size * share) for share in radii)
+    radius = int(generator.integers(least, most))
     u, v = _turned(x, y, size, generator)
     return form(u, v, radius)
 
