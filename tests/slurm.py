@@ -32,7 +32,7 @@ GPUS = 4
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 TABLES = Path("results", "tables")
 RUN = "runs/{recipe}/demo-1_20/0"
-CANCELLED, LATE, TRAINED = "dcc", "cmb", "dcc-no_direction"
+CANCELLED, LATE, TRAINED = "dcc", "cmb", "supervised"
 PR_SET_CHILD_SUBREAPER = 36
 
 SLURM_CONF = """\

@@ -98,7 +98,7 @@ def test_an_overlay_that_no_stage_would_see_is_refused(copied: Path) -> None:
     [
         ("grids:\n", "grid:\n", "'grid'"),
         ("    seeds: [0]\n", "    seeds: [zero]\n", "grids: demo: seeds: 0: "),
-        ("    steps: 100\n", "    steps: 100\n    step: 1\n", "protocols: demo: unknown key 'step'"),
+        ("    steps: 400\n", "    steps: 400\n    step: 1\n", "protocols: demo: unknown key 'step'"),
     ],
 )
 def test_a_wrong_params_yaml_is_refused_before_anything_runs(
