@@ -17,6 +17,8 @@ OutOfMemoryError = MemoryError
 device = str
 def set_num_threads(count): pass
 def use_deterministic_algorithms(mode): pass
+class cpu:
+    def _is_avx512_supported(): return False
 """
 # A stage that holds a device, and notes from when to when. None goes on before all four are held.
 CLAIM = f"""
