@@ -24,30 +24,29 @@ from semiseg.training import device, pretrain
 from tests import miniature
 from tests.miniature import CPU
 from tests.pretraining import recipes
+from tests.trajectories import projection
 
 FILE = Path(__file__).parents[1] / "golden" / "pretraining.json"
-TOLERANCE = 1e-4  # relative; processors differ in their last digits
+RATE = 0.005  # a tenth of recipes.RECIPE's, for the reason that tests/trajectories.py gives
+# With other kernels of torch's, losses and projections differed by at most 3e-5, the gradient's norm by 2e-4.
+RELATIVE, GRADIENT, ABSOLUTE = 1e-4, 1e-3, 1e-4
 
 
 def trajectory(method: str) -> dict[str, Any]:
     """Pretrain a tiny encoder in the miniature project that is the working directory.
 
-    Returns its logs by step, the norm of its weights, and the revisions that made them.
+    Returns its logs by step, a projection of its weights, and the revisions that made them.
     """
-    config = recipes.config(method, log_every=1)
+    optimiser = {**recipes.RECIPE["optimiser"], "learning_rate": RATE}
+    config = recipes.config(method, log_every=1, optimiser=optimiser)
     dataset = prepared.open_dataset("mini", config.dataset)
     with mock.patch.object(pretrain, "build_encoder", side_effect=lambda recipe: recipes.encoder()):
         pretrain.pretrain(config, dataset, CPU, Probe.of(config, dataset, CPU))
     logs = pd.read_csv(config.run.artefacts / "history.csv").drop(columns=["step", "images_per_second"])
-    squares = [
-        each.double().square().sum()
-        for each in weights.read(config.run.weights).values()
-        if each.is_floating_point()
-    ]
     return {
         "revisions": {name: config.revisions[name] for name in ("loop", "method")},
         "logs": {name: values.dropna().tolist() for name, values in logs.items()},
-        "norm": float(torch.stack(squares).sum().sqrt()),
+        "projection": projection(weights.read(config.run.weights).values()),
     }
 
 
@@ -56,9 +55,10 @@ def test_a_pretraining_equals_its_golden_trajectory(mini_project: Path, method: 
     golden, found = json.loads(FILE.read_text())[method], trajectory(method)
     assert found["revisions"] == golden["revisions"], "a REVISION was raised: write the trajectories again"
     same = found["logs"].keys() == golden["logs"].keys()
-    same = same and found["norm"] == pytest.approx(golden["norm"], rel=TOLERANCE)
+    same = same and found["projection"] == pytest.approx(golden["projection"], rel=0, abs=ABSOLUTE)
     for name, values in golden["logs"].items():
-        same = same and found["logs"][name] == pytest.approx(values, rel=TOLERANCE, abs=1e-6)
+        tolerance = GRADIENT if name == "gradient_norm" else RELATIVE
+        same = same and found["logs"][name] == pytest.approx(values, rel=tolerance, abs=1e-6)
     assert same, f"results of {method} changed: raise a REVISION if that is meant, and write them again"
 
 
