@@ -461,7 +461,8 @@ def attention_spread(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
     float32 scalar: zero if all features of a class weigh the same, as without attention, or there are none.
     """
     classes = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-    rows = torch.stack((torch.ones_like(scores), scores, scores.square())).double()
+    scores = scores.double()  # squares in float32 would lose a spread below a thousandth
+    rows = torch.stack((torch.ones_like(scores), scores, scores.square()))
     sums = rows.new_zeros(3, num_classes + 1).index_add_(1, classes, rows)[:, :num_classes]
     sums = distributed.summed(sums)
     count, mean, square = sums[0], *(sums[1:] / sums[0].clamp(min=1))

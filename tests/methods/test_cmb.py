@@ -310,6 +310,10 @@ def test_the_spread_of_the_attention_is_that_of_each_classs_weights() -> None:
     nothing = torch.full_like(labels, IGNORE)
     assert cmb.attention_spread(scores, nothing, 4) == 0
     assert cmb.attention_spread(torch.ones(9), labels, 4) == 0
+    close = 0.7 + 1e-5 * torch.randn(1000)
+    exact = (close.double() / close.double().mean()).std(correction=0).item()
+    one_class = torch.zeros(1000, dtype=torch.int64)
+    assert cmb.attention_spread(close, one_class, 4).item() == pytest.approx(exact, rel=1e-4)
 
 
 @pytest.mark.parametrize(
