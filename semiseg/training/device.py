@@ -95,10 +95,10 @@ def _count_as_nvidia_smi() -> None:
 
 
 def without_avx512() -> None:
-    """Compute on a processor with AVX-512 as on one without, to the digit.
+    """Leave AVX-512 out of torch's and oneDNN's kernels, whose wider registers add up in another order.
 
-    Its wider registers add up in another order. Call it before torch's first operation in the process; after
-    that it has no effect.
+    AMD's processors with and without it then give the same digits; Intel's, where MKL still uses it, give
+    others. Call it before torch's first operation in the process; after that it has no effect.
     """
     if torch.cpu._is_avx512_supported():
         os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
