@@ -51,10 +51,10 @@ def spread(features: Tensor) -> Tensor:
 
     About one for features in all directions, and zero once all images have the same.
     """
-    unit = normalize(features.detach().float(), dim=1)
+    unit = normalize(features.detach().double(), dim=1)  # float32 would show a collapse as 1e-4
     mean = distributed.averaged(unit.mean(dim=0))
     square = distributed.averaged(unit.square().mean(dim=0))
-    return (square - mean.square()).clamp(min=0).sqrt().mean() * features.shape[1] ** 0.5
+    return ((square - mean.square()).clamp(min=0).sqrt().mean() * features.shape[1] ** 0.5).float()
 
 
 def check_grid(grid: int, recipe: Pretraining) -> None:

@@ -10,7 +10,7 @@ import torch
 from semiseg.base.errors import UserError
 from semiseg.base.paths import PretrainingRun
 from semiseg.methods.contract import trained
-from semiseg.pretraining import contract
+from semiseg.pretraining import common, contract
 from semiseg.pretraining.contract import Config, Logs, Method
 from semiseg.training.step import seed_everything
 from tests.pretraining import recipes
@@ -115,6 +115,16 @@ def test_the_follower_is_the_moving_average(name: str) -> None:
         decay = 1 - (1 - decay) / 2
     for old, new, target in zip(before, followed.parameters(), follower.parameters(), strict=True):
         torch.testing.assert_close(target, decay * old + (1 - decay) * new.detach())
+
+
+def test_the_spread_is_the_deviation_of_the_directions_also_near_collapse() -> None:
+    torch.manual_seed(0)
+    assert common.spread(torch.randn(4096, 64)) == pytest.approx(1, abs=0.02)
+    assert common.spread(torch.randn(1, 64).expand(512, 64)) < 1e-6
+    features = torch.randn(1, 64) + 1e-4 * torch.randn(512, 64)
+    unit = features.double() / features.double().norm(dim=1, keepdim=True)
+    exact = unit.std(dim=0, correction=0).mean() * 8
+    assert common.spread(features).item() == pytest.approx(exact.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
